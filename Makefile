@@ -1,0 +1,60 @@
+# Every target is a few commands that a person could type. `make help` lists them.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+.DEFAULT_GOAL := help
+.PHONY: help book live serve test lint unit notebooks pages bench lock clean
+
+help: ## list the targets
+	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+# pip checks what a package needs, so a torch that brings its own libraries gets them although the lock does not list them.
+$(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "lossbook needs Python 3.11 or newer, this is " + sys.version.split()[0] + ". Use: make PYTHON=python3.12")'
+	@echo "Installing the book's environment into .venv (once; a few minutes if packages must be downloaded)"
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --no-compile --progress-bar off -r requirements.lock | awk \
+	  '/^Collecting|^Requirement/ {printf "\r  %d packages found", ++n; fflush()} /^Installing coll/ {printf "\n  installing them\n"; fflush()}'
+	@$(BIN)/python -c "import torch, jupyter_book" || { echo "pip could not install everything that requirements.lock names"; exit 1; }
+	@$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
+	@touch $(READY)
+
+book: $(READY) ## build the pages; chapters whose code changed are executed first
+	@$(BIN)/python -m tools.execute
+	@$(BIN)/python -m tools.build
+
+live: $(READY) ## execute every chapter on this machine's best device, then build the pages
+	@$(BIN)/python -m tools.execute --all
+	@$(BIN)/python -m tools.build
+
+serve: book ## show the pages at http://localhost:8000
+	@$(BIN)/python -m http.server --bind 127.0.0.1 --directory _build/html 8000
+
+test: lint unit notebooks pages ## everything that CI runs
+
+lint: $(READY) ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+unit: $(READY) ## unit tests and the examples in docstrings, on all cores
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --cov=lossbook --cov-report=term-missing:skip-covered \
+	  --ignore=tests/test_book.py tests lossbook README.md
+
+notebooks: $(READY) ## run the chapters again and compare their outputs with the stored ones
+	$(BIN)/python -m pytest -q --nbval --nbval-current-env --nbval-cell-timeout=600 -p no:cacheprovider chapters
+
+pages: $(READY) ## build the book from nothing with warnings as errors and read it in a browser
+	$(BIN)/python -m pytest -q tests/test_book.py
+
+bench: $(READY) ## time and memory beside other implementations, into data/results
+	@for module in $(basename $(notdir $(filter-out %__init__.py %harness.py, $(wildcard benchmarks/*.py)))); do \
+	  $(BIN)/python -m benchmarks.$$module || exit 1; done
+
+lock: ## renew requirements.lock from pyproject.toml in a fresh environment
+	@$(PYTHON) -m tools.lock
+
+clean: ## remove what can be made again, the environment included
+	rm -rf _build .venv dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,1 @@
+"""How fast and how lean the losses are beside their peers: one file per chapter, one harness for all."""

@@ -1,0 +1,180 @@
+"""What every chapter must have: exercises that work, numbers from cells, pictures with words, checked claims."""
+
+import re
+import shutil
+import subprocess
+import sys
+
+import nbformat
+import pytest
+
+from tools.chapters import ROOT, all_chapters, code_cells
+from tools.reader import CODE_SPAN, DISPLAY, ROLE, SETUP_TAG, _outside_fences, insert_facts
+
+CHAPTERS = pytest.mark.parametrize("chapter", all_chapters(), ids=lambda c: c.slug)
+EXERCISE = re.compile(r":::\{admonition\} Exercise (\d+\.\d+): (.+)")
+SOLUTION = re.compile(r":::\{admonition\} Solution (\d+\.\d+)\n:class: dropdown\n(.*?)\n:::", re.DOTALL)
+PYTHON = re.compile(r"```python\n(.*?)\n```", re.DOTALL)
+
+
+def source_text(chapter):
+    return chapter.source_path.read_text(encoding="utf-8")
+
+
+def tagged(chapter, tag):
+    return [cell for cell in code_cells(chapter.source) if tag in cell.metadata.get("tags", [])]
+
+
+# ---------------------------------------------------------------- exercises
+
+
+def exercises():
+    """Chapter, number, stub, checks and solution of every exercise."""
+    for chapter in all_chapters():
+        solutions = {number: "\n".join(PYTHON.findall(body)) for number, body in SOLUTION.findall(source_text(chapter))}
+        for cell in tagged(chapter, "exercise"):
+            number = re.search(r'with exercise\("([\d.]+)"', cell.source).group(1)
+            stub, checks = re.split(r"^(?=with exercise)", cell.source, maxsplit=1, flags=re.MULTILINE)
+            yield pytest.param(chapter, number, stub, checks, solutions.get(number, ""), id=f"{chapter.slug}-{number}")
+
+
+def attempt(chapter, code, checks):
+    """Run code and checks in a fresh namespace that has the chapter's imports; say whether the exercise is solved."""
+    space: dict = {}
+    for cell in tagged(chapter, "imports"):
+        exec(cell.source, space)
+    exec(code, space)
+    exec(re.sub(r"^(with exercise\([^)]*\)):", r"\1 as status:", checks, count=1), space)
+    return space["status"].solved
+
+
+@pytest.mark.parametrize(("chapter", "number", "stub", "checks", "solution"), exercises())
+def test_the_stub_fails_and_the_solution_passes(chapter, number, stub, checks, solution, capsys):
+    assert attempt(chapter, stub, checks) is False
+    assert "still open" in capsys.readouterr().out
+    assert solution, f"exercise {number} has no solution"
+    assert attempt(chapter, stub + "\n" + solution, checks) is True
+
+
+@CHAPTERS
+def test_there_are_five_exercises_or_more_each_with_text_stub_and_solution(chapter):
+    text = source_text(chapter)
+    numbers = [number for number, _ in EXERCISE.findall(text)]
+    assert numbers == [f"{chapter.number}.{i}" for i in range(1, len(numbers) + 1)]
+    assert len(numbers) >= 5
+    assert numbers == [number for number, _ in SOLUTION.findall(text)]
+    assert numbers == [re.search(r'with exercise\("([\d.]+)"', c.source).group(1) for c in tagged(chapter, "exercise")]
+
+
+# ---------------------------------------------------------------- truth
+
+
+@CHAPTERS
+def test_numbers_in_prose_come_from_cells(chapter):
+    """A result has a decimal point or a percent sign; in prose it may stand only through {glue} or {stamp}."""
+    for cell in chapter.source.cells:
+        if cell.cell_type != "markdown":
+            continue
+        prose = "\n".join(part for _, part in _outside_fences(cell.source))
+        prose = "\n".join(line for line in prose.split("\n") if not line.startswith((":::", "#")))
+        for taken in (DISPLAY, ROLE, CODE_SPAN):
+            prose = taken.sub(" ", prose)
+        prose = re.sub(r"\$[^$]+\$", " ", insert_facts(prose, {}))
+        typed = re.findall(r"[^\s]*\d\.\d[^\s]*|\d+(?:\.\d+)? ?(?:%|percent\b)", prose)
+        assert not typed, f"bind these to a cell with glue: {typed}"
+
+
+@CHAPTERS
+def test_claims_are_checked_cells(chapter):
+    printed = [o.text for c in code_cells(chapter.notebook) for o in c.outputs if o.output_type == "stream"]
+    assert sum(text.count("✓") for text in printed) >= 6
+
+
+@CHAPTERS
+def test_at_least_six_cells_are_compared_exactly(chapter):
+    compared = [
+        c
+        for c in code_cells(chapter.notebook)
+        if "nbval-ignore-output" not in c.metadata.get("tags", [])
+        and any(o.output_type == "stream" and o.name == "stdout" for o in c.outputs)
+    ]
+    assert len(compared) >= 6
+
+
+@CHAPTERS
+def test_every_figure_has_alt_text_and_there_are_four(chapter):
+    figures = [
+        (source, stored)
+        for source, stored in zip(code_cells(chapter.source), code_cells(chapter.notebook), strict=True)
+        if any("image/png" in o.get("data", {}) for o in stored.outputs)
+    ]
+    assert len(figures) >= 4
+    for source, _ in figures:
+        alt = source.metadata.get("mystnb", {}).get("image", {}).get("alt", "")
+        assert len(alt) > 60, f"say in `mystnb: image: alt` what is to be seen in: {source.source[:80]}"
+
+
+@CHAPTERS
+def test_no_cell_leaves_an_error_or_a_progress_bar(chapter):
+    for cell in code_cells(chapter.notebook):
+        for output in cell.outputs:
+            assert output.output_type != "error"
+            assert output.get("name") != "stderr", output.text
+
+
+# ---------------------------------------------------------------- nbval sees a wrong loss
+
+
+def nbval(notebook, package_root):
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "--nbval",
+        "--nbval-current-env",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        str(notebook),
+    ]
+    environment = {
+        "PYTHONPATH": str(package_root),
+        "PATH": "/usr/bin:/bin",
+        "HOME": str(package_root),
+        "LOSSBOOK_DEVICE": "cpu",
+    }
+    return subprocess.run(command, cwd=package_root, env=environment, capture_output=True, text=True)
+
+
+@CHAPTERS
+def test_nbval_fails_when_a_sign_in_the_loss_is_flipped(chapter, tmp_path):
+    """On a copy without the cells that train, which take long and whose outputs are not compared."""
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    shutil.copytree(ROOT / "lossbook", tmp_path / "lossbook", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "data", tmp_path / "data")
+    notebook = nbformat.from_dict(chapter.notebook)
+    needed = {"lossbook-live", "nbval-ignore-output", SETUP_TAG}
+    notebook.cells = [
+        c for c in notebook.cells if c.cell_type == "code" and not needed & set(c.metadata.get("tags", []))
+    ]
+    path = tmp_path / "copy.ipynb"
+    nbformat.write(notebook, path)
+
+    unchanged = nbval(path, tmp_path)
+    assert unchanged.returncode == 0, unchanged.stdout[-3000:]
+
+    module = tmp_path / "lossbook" / f"{chapter.slug}.py"
+    text = module.read_text(encoding="utf-8")
+    sign = FLIPS[chapter.slug]
+    assert text.count(sign[0]) >= 1
+    module.write_text(text.replace(*sign), encoding="utf-8")
+    flipped = nbval(path, tmp_path)
+    assert flipped.returncode == 1, flipped.stdout[-3000:]
+    assert re.search(r"\d+ failed", flipped.stdout)
+    assert "Cell outputs differ" in flipped.stdout
+
+
+# For each chapter a piece of its module and the same with a sign turned round.
+FLIPS: dict[str, tuple[str, str]] = {
+    "multilabel_softmax": ("torch.add(log_neg, log_pos, out=loss)", "torch.sub(log_neg, log_pos, out=loss)"),
+}

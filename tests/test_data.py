@@ -1,0 +1,176 @@
+"""Digit canvases, the book's files and the records."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_digits
+
+from lossbook import data
+from lossbook.data import digit_canvases
+
+
+def crops(images, grid):
+    """The cells of each canvas, by slices: (n, cells, 8, 8)."""
+    rows, columns = grid
+    return torch.stack(
+        [images[:, 0, 8 * r : 8 * r + 8, 8 * c : 8 * c + 8] for r in range(rows) for c in range(columns)], dim=1
+    )
+
+
+def known_digits():
+    """Each of scikit-learn's digits by its pixels: {bytes: (position, digit)}."""
+    bundle = load_digits()
+    pairs = enumerate(zip(bundle.images, bundle.target, strict=True))
+    return {(image / 16).astype(np.float32).tobytes(): (i, int(digit)) for i, (image, digit) in pairs}
+
+
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
+@pytest.mark.parametrize("grid", [(1, 1), (2, 3), (5, 4)])
+def test_labels_name_the_digit_that_stands_in_the_cell(grid, split):
+    known = known_digits()
+    images, targets = digit_canvases(40, grid=grid, noise=0, seed=3, split=split)
+    cells = grid[0] * grid[1]
+    assert images.shape == (40, 1, 8 * grid[0], 8 * grid[1])
+    assert images.dtype == torch.float32
+    assert targets.shape == (40, cells * 10)
+    assert targets.dtype == torch.bool
+    for canvas, target in zip(crops(images, grid), targets, strict=True):
+        expected = torch.zeros(cells * 10, dtype=torch.bool)
+        for cell, pixels in enumerate(canvas):
+            if pixels.any():
+                expected[cell * 10 + known[pixels.numpy().tobytes()][1]] = True
+        assert target.equal(expected)
+
+
+def test_splits_share_no_digit():
+    known = known_digits()
+    used = {}
+    for split in data.SPLITS:
+        images, _ = digit_canvases(2000, grid=(4, 4), max_digits=16, noise=0, seed=0, split=split)
+        pixels = crops(images, (4, 4)).flatten(0, 1)
+        used[split] = {known[cell.numpy().tobytes()][0] for cell in pixels if cell.any()}
+        block = data.SPLITS[split]
+        assert used[split] == set(range(block.start, block.stop))  # and every digit of its own is used
+    assert sum(map(len, used.values())) == len(set().union(*used.values())) == 1797
+
+
+@pytest.mark.parametrize(("grid", "most", "expected"), [((3, 3), 3, 3), ((1, 2), 3, 2), ((2, 2), 0, 0)])
+def test_every_number_of_digits_is_equally_likely(grid, most, expected):
+    _, targets = digit_canvases(4000, grid=grid, max_digits=most, seed=1)
+    shares = targets.sum(1).bincount() / 4000
+    assert len(shares) == expected + 1
+    assert torch.allclose(shares, torch.full_like(shares, 1 / (expected + 1)), atol=0.03)
+
+
+def test_cells_are_equally_likely_and_never_used_twice():
+    _, targets = digit_canvases(4000, grid=(2, 3), max_digits=6, seed=1)
+    per_cell = targets.view(4000, 6, 10).sum(2)
+    assert per_cell.max() == 1
+    assert torch.allclose(per_cell.float().mean(0), torch.tensor(0.5), atol=0.03)
+
+
+def test_noise_has_its_size_and_keeps_the_range():
+    clean, targets = digit_canvases(300, noise=0, seed=5)
+    noisy, same_targets = digit_canvases(300, noise=0.1, seed=5)
+    assert same_targets.equal(targets)  # noise changes pixels only
+    inside = (clean > 0.4) & (clean < 0.6)  # four standard deviations away from either end
+    assert (noisy - clean)[inside].std().item() == pytest.approx(0.1, rel=0.1)
+    assert noisy.min() == 0
+    assert noisy.max() == 1
+
+
+def test_the_seed_decides_and_nothing_else():
+    torch.manual_seed(0)
+    np.random.seed(0)  # noqa: NPY002 - the global state is what must not matter
+    state = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    images, targets = digit_canvases(20, seed=7)
+    assert torch.get_rng_state().equal(state[0])
+    assert (np.random.get_state()[1] == state[1]).all()  # noqa: NPY002
+    torch.rand(5)
+    again = digit_canvases(20, seed=7)
+    assert again[0].equal(images)
+    assert again[1].equal(targets)
+    other = digit_canvases(20, seed=8)
+    assert not other[0].equal(images)
+    assert not other[1].equal(targets)
+
+
+def test_canvases_do_not_share_memory_with_the_source():
+    digit_canvases(5, grid=(1, 1), max_digits=1, noise=0, seed=0)[0].fill_(9)
+    assert digit_canvases(50, grid=(1, 1), max_digits=1, noise=0, seed=0)[0].max() <= 1
+
+
+def test_no_canvases():
+    images, targets = digit_canvases(0, grid=(1, 2), seed=0)
+    assert images.shape == (0, 1, 8, 16)
+    assert targets.shape == (0, 20)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"n": -1}, "n=-1"),
+        ({"grid": (0, 3)}, r"grid=\(0, 3\)"),
+        ({"grid": (3, 0)}, r"grid=\(3, 0\)"),
+        ({"max_digits": -1}, "max_digits=-1"),
+        ({"noise": -0.1}, "noise=-0.1"),
+        ({"split": "dev"}, "split must be one of 'train', 'validation', 'test', got 'dev'"),
+    ],
+)
+def test_bad_options(options, message):
+    with pytest.raises(ValueError, match=message):
+        digit_canvases(**{"n": 2, "seed": 0, **options})
+
+
+def test_missing_scikit_learn_names_the_extra(monkeypatch):
+    data._source_digits.cache_clear()
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    with pytest.raises(ModuleNotFoundError, match=r'scikit-learn; install it with: pip install "lossbook\[data\]"'):
+        digit_canvases(1, seed=0)
+
+
+@pytest.fixture(params=["checkout", "installed"])
+def folder(request, tmp_path, monkeypatch):
+    """The data folder of a pretended checkout or installed package."""
+    package = tmp_path / "lossbook"
+    package.mkdir()
+    monkeypatch.setattr(data, "__file__", str(package / "data.py"))
+    (tmp_path / "data" / "results").mkdir(parents=True)  # a stranger's folder where nothing else shows a checkout
+    if request.param == "checkout":
+        (tmp_path / "pyproject.toml").touch()
+        return tmp_path / "data"
+    (package / "_data" / "results").mkdir(parents=True)
+    return package / "_data"
+
+
+def test_book_file(folder):
+    (folder / "some.csv").write_text("a,b\n")
+    assert data.book_file("some.csv") == folder / "some.csv"
+    with pytest.raises(FileNotFoundError, match=r"the book has no data file 'other.csv'"):
+        data.book_file("other.csv")
+
+
+def test_published(folder):
+    (folder / "published").mkdir()
+    (folder / "published" / "emo.json").write_text('{"what": "é"}', encoding="utf-8")
+    assert data.load_published("emo") == {"what": "é"}
+    with pytest.raises(FileNotFoundError, match=r"published/none\.json"):
+        data.load_published("none")
+
+
+def test_record(folder):
+    (folder / "results" / "focal.json").write_text(json.dumps({"name": "é", "runs": [1, 2]}), encoding="utf-8")
+    assert data.load_record("focal") == {"name": "é", "runs": [1, 2]}
+    assert data.load_record("none_yet") is None
+
+
+def test_records_are_seen_by_who_watches_opened_files(folder):
+    opened = []
+    watching = True
+    sys.addaudithook(lambda event, args: opened.append(str(args[0])) if watching and event == "open" else None)
+    data.load_record("missing")
+    watching = False
+    assert str(folder / "results" / "missing.json") in opened

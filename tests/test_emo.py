@@ -1,0 +1,1004 @@
+"""The earth mover losses against float64 loops and a linear program, and every convention of the interface."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.optimize
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from memory import peak_bytes
+from torch import Tensor
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+
+from lossbook import _common, emo
+from lossbook.emo import (
+    EmoCeLoss,
+    EmoLoss,
+    LinearEmoCeLoss,
+    LinearEmoLoss,
+    emo_ce_loss,
+    emo_loss,
+    linear_emo_ce_loss,
+    linear_emo_loss,
+)
+
+INF = float("inf")
+NAN = float("nan")
+F64 = torch.float64
+HALVES = (torch.float16, torch.bfloat16)
+REDUCTIONS = ("mean", "sum", "none")
+PLAIN = [pytest.param(emo_loss, id="emo"), pytest.param(emo_ce_loss, id="emo_ce")]
+PAIRS = [
+    pytest.param(emo_loss, linear_emo_loss, id="emo"),
+    pytest.param(emo_ce_loss, linear_emo_ce_loss, id="emo_ce"),
+]
+LINEAR = [pytest.param(linear_emo_loss, id="emo"), pytest.param(linear_emo_ce_loss, id="emo_ce")]
+
+# ---------------------------------------------------------------------------------------------------------- references
+
+
+def loop_cost(e: list[list[float]], i: int, j: int) -> float:
+    """1 - cos(e_i, e_j); a zero vector has cosine 0 with every other and 1 with itself."""
+    if i == j:
+        return 0.0
+    norms = math.hypot(*e[i]) * math.hypot(*e[j])
+    return 1.0 - (sum(a * b for a, b in zip(e[i], e[j], strict=True)) / norms if norms else 0.0)
+
+
+def loop_row(s: list[float], target: int | list[float], e: list[list[float]]) -> dict[str, Any]:
+    """EMO, cross-entropy and their gradients for one row."""
+    n = len(s)
+    top = max(s)
+    z = sum(math.exp(x - top) for x in s)
+    p = [math.exp(x - top) / z for x in s]
+    tau = target if isinstance(target, list) else [float(i == target) for i in range(n)]
+    c = [sum(tau[j] * loop_cost(e, i, j) for j in range(n)) for i in range(n)]
+    loss = sum(p[i] * c[i] for i in range(n))
+    ce = -sum(tau[i] * (s[i] - top - math.log(z)) for i in range(n) if tau[i])
+    emo_gradient = [p[i] * (c[i] - loss) for i in range(n)]
+    ce_gradient = [p[i] - tau[i] for i in range(n)]
+    return {
+        "emo": loss,
+        "emo_gradient": emo_gradient,
+        "ce": ce,
+        "ce_gradient": ce_gradient,
+        "emo_ce": ce,
+        "emo_ce_gradient": [(a + ce / loss * b) / 2 for a, b in zip(ce_gradient, emo_gradient, strict=True)],
+    }
+
+
+def loop(s: Tensor, target: Tensor, e: Tensor, key: str) -> Tensor:
+    rows = [loop_row(a, b, e.tolist())[key] for a, b in zip(s.tolist(), target.tolist(), strict=True)]
+    return torch.tensor(rows, dtype=F64)
+
+
+def transport(p: Tensor, tau: Tensor, e: Tensor) -> float:
+    """The earth mover distance itself: the linear program over all plans with these marginals."""
+    n = len(p)
+    cost = [loop_cost(e.tolist(), i, j) for i in range(n) for j in range(n)]
+    sides = np.zeros((2 * n, n * n))
+    for i in range(n):
+        sides[i, i * n : (i + 1) * n] = 1
+        sides[n + i, i::n] = 1
+    found = scipy.optimize.linprog(cost, A_eq=sides, b_eq=np.concatenate([p.numpy(), tau.numpy()]))
+    assert found.status == 0
+    return float(found.fun)
+
+
+# ---------------------------------------------------------------------------------------------------------------- data
+
+
+def words(rows: int = 13, classes: int = 7, features: int = 5, depth: int = 3, dtype: torch.dtype = F64, seed: int = 0):
+    """hidden, weight, bias, embedding (one zero row), index target (one at the zero row), soft target."""
+    g = torch.Generator().manual_seed(seed)
+    hidden, weight, bias, embedding = (
+        torch.randn(shape, generator=g, dtype=F64).to(dtype)
+        for shape in ((rows, features), (classes, features), (classes,), (classes, depth))
+    )
+    embedding[3] = 0
+    index = torch.randint(classes, (rows,), generator=g)
+    index[0] = 3
+    soft = torch.randn(rows, classes, generator=g, dtype=F64).mul(2).softmax(-1)
+    soft[1] = F.one_hot(index[1], classes)
+    return hidden, weight, bias, embedding, index, soft.to(dtype)
+
+
+def leaves(*tensors: Tensor) -> list[Tensor]:
+    return [x.detach().clone().requires_grad_() for x in tensors]
+
+
+def gradients(loss: Tensor, xs: list[Tensor], upstream: Tensor | None = None, **options: Any) -> list[Tensor]:
+    return list(torch.autograd.grad(loss, xs, upstream, **options))
+
+
+def close(got: Any, wanted: Any, tolerance: float = 1e-12) -> None:
+    torch.testing.assert_close(got, wanted, rtol=tolerance, atol=tolerance)
+
+
+# -------------------------------------------------------------------------------------------------------------- values
+
+
+@pytest.mark.parametrize("soft", [False, True], ids=["index", "soft"])
+@pytest.mark.parametrize(("loss", "key"), [(emo_loss, "emo"), (emo_ce_loss, "emo_ce")], ids=["emo", "emo_ce"])
+def test_value_and_gradient_equal_loops(loss: Callable[..., Tensor], key: str, soft: bool) -> None:
+    hidden, weight, _, embedding, index, tau = words()
+    s = (hidden @ weight.T).requires_grad_()
+    target = tau if soft else index
+    value = loss(s, target, embedding, reduction="none")
+    close(value.detach(), loop(s, target, embedding, key))
+    close(gradients(value.sum(), [s])[0], loop(s, target, embedding, f"{key}_gradient"))
+
+
+@pytest.mark.parametrize("shape", [(), (12,), (3, 4), (2, 3, 2)])
+@pytest.mark.parametrize(("plain", "linear"), PAIRS)
+def test_rows_may_have_any_shape(
+    plain: Callable[..., Tensor], linear: Callable[..., Tensor], shape: tuple[int, ...]
+) -> None:
+    hidden, weight, _, embedding, index, tau = words(12)
+    n = math.prod(shape)
+    h, t, soft = hidden[:n].reshape(*shape, -1), index[:n].reshape(shape), tau[:n].reshape(*shape, -1)
+    s = h @ weight.T
+    for target, flat in ((t, index[:n]), (soft, tau[:n])):
+        wanted = plain(s.reshape(n, -1), flat, embedding, reduction="none").reshape(shape)
+        close(plain(s, target, embedding, reduction="none"), wanted)
+        close(linear(h, weight, target, embedding, reduction="none", chunk_size=5), wanted)
+        close(linear(h, weight, target, embedding), wanted.mean())
+
+
+@pytest.mark.parametrize("classes", range(2, 7))
+def test_soft_targets_bound_the_transport_program_from_above(classes: int) -> None:
+    _, _, _, embedding, _, _ = words(classes=7, seed=classes)
+    embedding = embedding[-classes:]
+    g = torch.Generator().manual_seed(classes)
+    gaps = []
+    for _ in range(10):
+        s = torch.randn(classes, generator=g, dtype=F64) * 2
+        tau = (torch.randn(classes, generator=g, dtype=F64) * 2).softmax(-1)
+        gaps.append(emo_loss(s, tau, embedding).item() - transport(s.softmax(-1), tau, embedding))
+        t = int(torch.randint(classes, (), generator=g))
+        one = F.one_hot(torch.tensor(t), classes).double()
+        distance = transport(s.softmax(-1), one, embedding)
+        assert emo_loss(s, torch.tensor(t), embedding).item() == pytest.approx(distance, abs=1e-9)
+        assert emo_loss(s, one, embedding).item() == pytest.approx(distance, abs=1e-9)
+    assert min(gaps) > -1e-9
+    assert max(gaps) > 1e-3
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-3, 700.0])
+def test_one_hot_embeddings_give_one_minus_p(scale: float) -> None:
+    hidden, weight, bias, _, index, _ = words()
+    s = F.linear(hidden, weight, bias)
+    wanted = 1 - s.softmax(-1).gather(-1, index[:, None]).squeeze(-1)
+    eye = torch.eye(7, dtype=F64) * scale
+    close(emo_loss(s, index, eye, reduction="none"), wanted)
+    close(linear_emo_loss(hidden, weight, index, eye, bias=bias, chunk_size=4, reduction="none"), wanted)
+
+
+@pytest.mark.parametrize("soft", [False, True], ids=["index", "soft"])
+def test_all_zero_embeddings_give_one_minus_the_overlap(soft: bool) -> None:
+    hidden, weight, _, embedding, index, tau = words()
+    s = hidden @ weight.T
+    p = s.softmax(-1)
+    wanted = 1 - (p * (tau if soft else F.one_hot(index, 7))).sum(-1)
+    target = tau if soft else index
+    zeros = torch.zeros_like(embedding)
+    close(emo_loss(s, target, zeros, reduction="none"), wanted)
+    close(linear_emo_loss(hidden, weight, target, zeros), wanted.mean())
+
+
+@pytest.mark.parametrize("factor", [1e-30, 1e-20, 3.0, 1e20, 1e30])
+@pytest.mark.parametrize(("plain", "linear"), PAIRS)
+def test_the_length_of_a_word_vector_does_not_matter(
+    plain: Callable[..., Tensor], linear: Callable[..., Tensor], factor: float
+) -> None:
+    hidden, weight, _, embedding, index, _ = words(dtype=torch.float32)
+    other = embedding.clone()
+    other[::2] *= factor
+    s = (hidden @ weight.T).requires_grad_()
+    a, b = plain(s, index, embedding), plain(s, index, other)
+    close(a, b, 1e-6)
+    close(gradients(a, [s]), gradients(b, [s]), 1e-6)
+    close(linear(hidden, weight, index, other), a, 1e-6)
+
+
+def test_a_row_below_the_smallest_normal_number_counts_as_zero() -> None:
+    hidden, weight, _, embedding, index, _ = words(dtype=torch.float32)
+    s = hidden @ weight.T
+    tiny, small = torch.finfo(torch.float32).tiny, embedding.clone()
+    for size, zero in ((tiny * 0.5, True), (tiny * 2, False)):
+        small[5] = torch.tensor([size, 0, 0])
+        other = small.clone()
+        other[5] = torch.tensor([0.0 if zero else 1.0, 0, 0])
+        close(emo_loss(s, index, small), emo_loss(s, index, other), 1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+def test_never_negative_when_vectors_are_parallel(dtype: torch.dtype) -> None:
+    g = torch.Generator().manual_seed(0)
+    direction = torch.randn(64, generator=g, dtype=dtype)
+    embedding = direction * torch.rand(50, 1, generator=g, dtype=dtype).add(0.1)
+    s = torch.randn(200, 50, generator=g, dtype=dtype)
+    index = torch.randint(50, (200,), generator=g)
+    for target in (index, s.softmax(-1)):
+        loss = emo_loss(s, target, embedding, reduction="none")
+        assert (loss >= 0).all()
+        assert (loss < 1e-5).all()
+        assert linear_emo_loss(s, torch.eye(50, dtype=dtype), target, embedding) >= 0
+
+
+def test_a_confident_row_keeps_its_digits() -> None:
+    s = torch.tensor([[40.0, 0.0, -1.0]])
+    embedding = torch.tensor([[0.3, 0.7], [0.6, -0.8], [1.0, 0.2]])
+    wanted = loop(s.double(), torch.tensor([0]), embedding.double(), "emo").float()
+    torch.testing.assert_close(emo_loss(s, torch.tensor([0]), embedding), wanted[0], rtol=1e-5, atol=0)
+    got = linear_emo_loss(s, torch.eye(3), torch.tensor([0]), embedding)
+    torch.testing.assert_close(got, wanted[0], rtol=1e-5, atol=0)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_bounds_shift_and_the_sum_of_the_gradient(data: st.DataObject) -> None:
+    n = data.draw(st.integers(1, 6))
+    number = st.floats(-1e4, 1e4, width=32)
+    s = torch.tensor([data.draw(st.lists(number, min_size=n, max_size=n))], dtype=F64, requires_grad=True)
+    vector = st.lists(st.floats(-4, 4, width=16), min_size=2, max_size=2)
+    e = torch.tensor(data.draw(st.lists(vector, min_size=n, max_size=n)), dtype=F64)
+    t = torch.tensor([data.draw(st.integers(0, n - 1))])
+    value = emo_loss(s, t, e)
+    assert 0 <= value.item() <= 2 + 1e-12
+    (gradient,) = gradients(value, [s])
+    assert abs(gradient.sum().item()) < 1e-12
+    assert gradient[0, t].item() <= 0  # the wanted word costs nothing, so its score never falls
+    close(emo_loss(s.detach() + 7, t, e), value.detach(), 1e-9)
+    close(emo_loss(s.detach(), F.one_hot(t, n).double(), e), value.detach(), 1e-12)
+
+
+# ----------------------------------------------------------------------------------------------------- the composition
+
+
+def test_composition_is_cross_entropy_in_value() -> None:
+    hidden, weight, _, embedding, index, tau = words()
+    s = hidden @ weight.T
+    for target in (index, tau):
+        close(emo_ce_loss(s, target, embedding), F.cross_entropy(s, target))
+        close(linear_emo_ce_loss(hidden, weight, target, embedding), F.cross_entropy(s, target))
+
+
+@pytest.mark.parametrize("soft", [False, True], ids=["index", "soft"])
+def test_composition_differentiates_a_constant_ratio_twice(soft: bool) -> None:
+    hidden, weight, _, embedding, index, tau = words(5)
+    target = tau if soft else index
+    s = hidden @ weight.T
+
+    def surrogate(x: Tensor) -> Tensor:
+        ce = F.cross_entropy(x, target, reduction="none")
+        distance = emo_loss(x, target, embedding, reduction="none")
+        at_s = F.cross_entropy(s, target, reduction="none") / emo_loss(s, target, embedding, reduction="none")
+        return ((ce + at_s * distance) / 2).mean()
+
+    for f in (
+        lambda x: emo_ce_loss(x, target, embedding),
+        lambda x: linear_emo_ce_loss(x, torch.eye(7, dtype=F64), target, embedding, chunk_size=2),
+    ):
+        close(torch.autograd.functional.hessian(f, s), torch.autograd.functional.hessian(surrogate, s), 1e-10)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+@pytest.mark.parametrize(
+    "case",
+    [
+        # every vector the same: EMO is 0 whatever the scores
+        ([[1.0, 2.0, 3.0]], [0], [[1.0, 0.0]] * 3),
+        # p_t rounds to 1: cross-entropy and EMO are 0
+        ([[1e4, 0.0, -5.0]], [0], [[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]),
+        # the words with probability share one direction, the rest are worth less than 1e-30 of cross-entropy
+        ([[50.0, 50.0, -40.0]], [0], [[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]),
+        # ... and less than float32 can say
+        ([[50.0, 50.0, -INF]], [1], [[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]),
+    ],
+    ids=["equal", "certain", "tiny", "nothing"],
+)
+def test_composition_where_emo_vanishes(case: tuple[Any, ...], dtype: torch.dtype) -> None:
+    s, t, e = torch.tensor(case[0], dtype=dtype), torch.tensor(case[1]), torch.tensor(case[2], dtype=dtype)
+    for target in (t, F.one_hot(t, 3).to(dtype)):
+        (x, y, z), eye = leaves(s, s.nan_to_num(neginf=-200), s), torch.eye(3, dtype=dtype)
+        value = emo_ce_loss(x, target, e)
+        wanted = F.cross_entropy(s, t)
+        close(value.detach(), wanted, 1e-6)
+        half = gradients(F.cross_entropy(z, t), [z])[0] / 2
+        close(gradients(value, [x])[0], half, 1e-6)
+        for reduction in ("mean", "none"):
+            linear = linear_emo_ce_loss(y, eye, target, e, reduction=reduction).sum()
+            close(linear.detach(), wanted, 1e-6)
+            close(gradients(linear, [y])[0], half, 1e-6)
+
+
+def test_a_large_ratio_is_kept() -> None:
+    # EMO is 1e-20 of cross-entropy: the rare far word still gets its full pull
+    s = torch.tensor([[0.0, 0.0, -46.0]], dtype=F64, requires_grad=True)
+    e = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]], dtype=F64)
+    t = torch.tensor([0])
+    wanted = loop(s, t, e, "emo_ce_gradient")
+    assert wanted[0, 2] > 0.3
+    close(gradients(emo_ce_loss(s, t, e), [s])[0], wanted)
+    close(gradients(linear_emo_ce_loss(s, torch.eye(3, dtype=F64), t, e), [s])[0], wanted)
+
+
+# ----------------------------------------------------------------------------------------------------- the linear form
+
+
+@pytest.mark.parametrize("chunk_size", [1, 3, 5, 12, 13, 14, 1024])
+@pytest.mark.parametrize("with_bias", [False, True], ids=["no_bias", "bias"])
+@pytest.mark.parametrize("soft", [False, True], ids=["index", "soft"])
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize(("plain", "linear"), PAIRS)
+def test_linear_equals_plain(
+    plain: Callable[..., Tensor],
+    linear: Callable[..., Tensor],
+    reduction: str,
+    soft: bool,
+    with_bias: bool,
+    chunk_size: int,
+) -> None:
+    hidden, weight, bias, embedding, index, tau = words()
+    index[[2, 7, 8]] = -100
+    target = tau if soft else index
+    xs = leaves(hidden, weight, bias)[: 2 + with_bias]
+    wanted = plain(F.linear(*xs), target, embedding, reduction=reduction)
+    g = torch.Generator().manual_seed(1)
+    upstream = torch.randn(wanted.shape, generator=g, dtype=F64)
+    wanted_gradients = gradients(wanted, xs, upstream)
+    value = linear(
+        xs[0],
+        xs[1],
+        target,
+        embedding,
+        bias=xs[2] if with_bias else None,
+        chunk_size=chunk_size,
+        reduction=reduction,
+    )
+    close(value, wanted, 1e-13)
+    close(gradients(value, xs, upstream), wanted_gradients, 1e-13)
+
+
+@pytest.mark.parametrize("which", [(0,), (1,), (2,), (0, 2), ()])
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize(("plain", "linear"), PAIRS)
+def test_only_the_wanted_gradients(
+    plain: Callable[..., Tensor], linear: Callable[..., Tensor], reduction: str, which: tuple[int, ...]
+) -> None:
+    *layer, embedding, index, _ = words()[:6]
+    xs = [x.clone().requires_grad_(i in which) for i, x in enumerate(layer)]
+    value = linear(xs[0], xs[1], index, embedding, bias=xs[2], chunk_size=4, reduction=reduction)
+    wanted = plain(F.linear(*xs), index, embedding, reduction=reduction)
+    close(value, wanted)
+    assert value.requires_grad == bool(which)
+    if which:
+        chosen = [xs[i] for i in which]
+        close(gradients(value.sum(), chosen), gradients(wanted.sum(), chosen))
+
+
+@pytest.mark.parametrize("linear", LINEAR)
+def test_passes_through_a_kept_graph_agree(linear: Callable[..., Tensor]) -> None:
+    hidden, weight, bias, embedding, index, _ = words()
+    xs = leaves(hidden, weight, bias)
+    value = linear(xs[0], xs[1], index, embedding, bias=xs[2], chunk_size=4)
+    first = gradients(value, xs, retain_graph=True)
+    kept = [x.clone() for x in first]
+    doubled = gradients(value, xs, torch.tensor(2.0, dtype=F64), retain_graph=True)
+    followed = gradients(value, xs, create_graph=True)
+    last = gradients(value, xs)
+    for a, b, c, d, e in zip(first, kept, doubled, followed, last, strict=True):
+        assert torch.equal(a, b)
+        assert torch.equal(2 * a, c)
+        close(d.detach(), a)
+        assert torch.equal(a, e)
+    with pytest.raises(RuntimeError, match="backward through the graph a second time"):
+        gradients(value, xs)
+
+
+def test_without_gradients_the_value_is_the_same() -> None:
+    hidden, weight, bias, embedding, index, _ = words()
+    xs = leaves(hidden, weight, bias)
+    value = linear_emo_loss(xs[0], xs[1], index, embedding, bias=xs[2], chunk_size=4)
+    with torch.no_grad():
+        assert torch.equal(linear_emo_loss(xs[0], xs[1], index, embedding, bias=xs[2], chunk_size=4), value)
+    with torch.inference_mode():
+        assert torch.equal(linear_emo_loss(xs[0], xs[1], index, embedding, bias=xs[2], chunk_size=4), value)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize(("plain", "linear"), PAIRS)
+def test_the_embedding_stays_frozen(
+    plain: Callable[..., Tensor], linear: Callable[..., Tensor], reduction: str
+) -> None:
+    hidden, weight, _, embedding, index, tau = words()
+    e, x, w = leaves(embedding, hidden, weight)
+    for target in (index, tau):
+        plain(x @ w.T, target, e, reduction=reduction).sum().backward()
+        linear(x, w, target, e, reduction=reduction).sum().backward()
+        assert e.grad is None
+    # the output weights themselves as embedding: their gradient is that of the scores alone
+    tied, free = leaves(weight, weight)
+    a = linear(hidden, tied, index, tied, reduction=reduction).sum()
+    b = plain(hidden @ free.T, index, weight, reduction=reduction).sum()
+    close(gradients(a, [tied]), gradients(b, [free]))
+
+
+def test_soft_targets_get_their_gradient_in_the_plain_form_only() -> None:
+    hidden, weight, _, embedding, _, tau = words(4)
+    tau.requires_grad_()
+    s = hidden @ weight.T
+    (gradient,) = gradients(emo_loss(s, tau, embedding, reduction="sum"), [tau])
+    e = embedding.tolist()
+    cost = torch.tensor([[loop_cost(e, i, j) for j in range(7)] for i in range(7)], dtype=F64)
+    close(gradient, s.softmax(-1) @ cost)
+    for linear in (linear_emo_loss, linear_emo_ce_loss):
+        with pytest.raises(ValueError, match=r"target must not require a gradient .* pass target.detach\(\)"):
+            linear(hidden, weight, tau, embedding)
+
+
+# --------------------------------------------------------------------------------------------- ignored rows and empties
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("ignore_index", [-100, 2])
+@pytest.mark.parametrize(("plain", "linear"), PAIRS)
+def test_ignored_rows_are_left_out(
+    plain: Callable[..., Tensor], linear: Callable[..., Tensor], ignore_index: int, reduction: str
+) -> None:
+    hidden, weight, bias, embedding, index, _ = words()
+    index[[1, 5, 6]] = ignore_index
+    counted = index != ignore_index
+    assert 0 < counted.sum() < len(counted)
+    hidden[~counted] = NAN  # padding may hold anything
+    xs, ys, zs = leaves(hidden, weight, bias), leaves(hidden, weight, bias), leaves(hidden, weight, bias)
+    options: dict[str, Any] = {"ignore_index": ignore_index, "reduction": reduction}
+    wanted = plain(F.linear(xs[0][counted], xs[1], xs[2]), index[counted], embedding, reduction=reduction)
+    value = linear(ys[0], ys[1], index, embedding, bias=ys[2], chunk_size=2, **options)
+    s = F.linear(zs[0], zs[1], zs[2]).detach().requires_grad_()
+    direct = plain(s, index, embedding, **options)
+    if reduction == "none":
+        for x in (value, direct):
+            assert (x[~counted] == 0).all()
+            close(x[counted], wanted)
+    else:
+        close(value, wanted)
+        close(direct, wanted)
+    close(gradients(value.sum(), ys), [g.nan_to_num() for g in gradients(wanted.sum(), xs)])
+    assert (gradients(direct.sum(), [s])[0][~counted] == 0).all()
+
+
+@pytest.mark.parametrize("rows", [0, 4])
+@pytest.mark.parametrize("soft", [False, True], ids=["index", "soft"])
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize(("plain", "linear"), PAIRS)
+def test_no_row_at_all_gives_zero(
+    plain: Callable[..., Tensor], linear: Callable[..., Tensor], reduction: str, soft: bool, rows: int
+) -> None:
+    if soft and rows:
+        pytest.skip("soft targets know no ignored rows")
+    _, weight, bias, embedding, _, _ = words()
+    x, w, b = leaves(torch.full((2, rows, 5), NAN, dtype=F64), weight, bias)
+    target = torch.zeros(2, 0, 7, dtype=F64) if soft else torch.full((2, rows), -100)
+    s = torch.full((2, rows, 7), INF, dtype=F64, requires_grad=True)
+    for value, xs in (
+        (linear(x, w, target, embedding, bias=b, reduction=reduction), [x, w, b]),
+        (plain(s, target, embedding, reduction=reduction), [s]),
+    ):
+        assert value.shape == ((2, rows) if reduction == "none" else ())
+        assert (value == 0).all()
+        assert all((g == 0).all() for g in gradients(value.sum(), xs))
+
+
+# --------------------------------------------------------------------------------------------------- extremes and dtypes
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, F64])
+@pytest.mark.parametrize("soft", [False, True], ids=["index", "soft"])
+@pytest.mark.parametrize("loss", PLAIN)
+def test_large_and_infinite_scores_stay_finite(loss: Callable[..., Tensor], soft: bool, dtype: torch.dtype) -> None:
+    s = torch.tensor(
+        [[1e4, -1e4, 0, 5], [-1e4, 1e4, 0, 5], [3, -INF, -INF, 2], [0, 1e4, -INF, -1e4], [-INF, -INF, -INF, -1e4]],
+        dtype=dtype,
+        requires_grad=True,
+    )
+    index = torch.tensor([0, 0, 3, 1, 3])
+    embedding = torch.tensor([[1.0, 2.0], [-1.0, 0.5], [0.0, 0.0], [3.0, -1.0]], dtype=dtype)
+    target = F.one_hot(index, 4).to(dtype) if soft else index
+    value = loss(s, target, embedding, reduction="none")
+    assert value.dtype == (F64 if dtype == F64 else torch.float32)
+    assert torch.isfinite(value).all()
+    (gradient,) = gradients(value.sum(), [s])
+    assert gradient.dtype == dtype
+    assert torch.isfinite(gradient).all()
+    assert (gradient[s.detach() == -INF] == 0).all()
+    for row, target_row in enumerate(target):
+        keep = s[row] > -INF
+        t = target_row[keep] if soft else keep[: int(target_row)].sum()
+        close(value[row], loss(s[row][keep], t, embedding[keep]), 1e-5)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize(("plain", "linear"), PAIRS)
+def test_minus_infinity_in_the_bias_forbids_a_class(
+    plain: Callable[..., Tensor], linear: Callable[..., Tensor], reduction: str
+) -> None:
+    hidden, weight, bias, embedding, index, _ = words()
+    index[index == 4] = 5
+    bias[4] = -INF
+    xs, keep = leaves(hidden, weight, bias), torch.arange(7) != 4
+    moved = index - (index > 4).long()
+    value = linear(xs[0], xs[1], index, embedding, bias=xs[2], chunk_size=5, reduction=reduction)
+    wanted = plain(F.linear(xs[0], xs[1][keep], xs[2][keep]), moved, embedding[keep], reduction=reduction)
+    close(value, wanted)
+    close(gradients(value.sum(), xs), gradients(wanted.sum(), xs))
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("soft", [False, True], ids=["index", "soft"])
+@pytest.mark.parametrize("loss", PLAIN)
+def test_half_precision_scores_are_computed_in_float32(
+    loss: Callable[..., Tensor], soft: bool, dtype: torch.dtype
+) -> None:
+    hidden, weight, _, embedding, index, tau = words(dtype=dtype)
+    target = tau if soft else index
+    x = (hidden.float() @ weight.float().T).to(dtype).requires_grad_()
+    y = x.detach().float().requires_grad_()
+    value = loss(x, target, embedding)
+    wanted = loss(y, tau.float() if soft else index, embedding.float())
+    assert value.dtype == torch.float32
+    close(value, wanted, 1e-6)
+    (got,) = gradients(value, [x])
+    assert got.dtype == dtype
+    assert torch.equal(got, gradients(wanted, [y])[0].to(dtype))
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("soft", [False, True], ids=["index", "soft"])
+@pytest.mark.parametrize(("plain", "linear"), PAIRS)
+def test_linear_equals_plain_in_half_precision(
+    plain: Callable[..., Tensor], linear: Callable[..., Tensor], soft: bool, reduction: str, dtype: torch.dtype
+) -> None:
+    hidden, weight, bias, embedding, index, tau = words(dtype=dtype)
+    index[2] = -100
+    target = tau if soft else index
+    xs, ys = leaves(hidden, weight, bias), leaves(hidden, weight, bias)
+    value = linear(xs[0], xs[1], target, embedding, bias=xs[2], chunk_size=4, reduction=reduction)
+    wanted = plain(F.linear(*ys), target, embedding, reduction=reduction)
+    assert value.dtype == torch.float32
+    close(value, wanted, 1e-5)
+    value.sum().backward()
+    wanted.sum().backward()
+    eps = torch.finfo(dtype).eps
+    for x, y in zip(xs, ys, strict=True):
+        assert x.grad is not None
+        assert x.grad.dtype == dtype
+        close(x.grad, y.grad, 4 * eps * float(y.grad.abs().max()))  # type: ignore[union-attr, arg-type]
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_half_precision_gradients_add_up_in_float32(dtype: torch.dtype) -> None:
+    # one row a chunk and a thousand chunks: a sum kept in the layer's own dtype would stop growing
+    hidden, weight, _, embedding, _, _ = words(2000, dtype=dtype)
+    hidden, index = hidden.abs(), torch.full((2000,), 2)
+    (w, v) = leaves(weight, weight.double())
+    linear_emo_loss(hidden, w, index, embedding, chunk_size=1).backward()
+    emo_loss(hidden.double() @ v.T, index, embedding.double()).backward()
+    torch.testing.assert_close(w.grad.double(), v.grad, rtol=8 * torch.finfo(dtype).eps, atol=1e-3)  # type: ignore[union-attr]
+    assert v.grad.abs().max() > 0.05  # type: ignore[union-attr]
+
+
+def test_float16_sums_do_not_overflow() -> None:
+    # 2000 rows of hidden states at 200 and p = 1/2 sum to 1e5 before the mean divides them
+    hidden = torch.full((2000, 1), 200.0, dtype=torch.float16)
+    weight = torch.zeros(2, 1, dtype=torch.float16, requires_grad=True)
+    linear_emo_loss(hidden, weight, torch.zeros(2000, dtype=torch.long), torch.eye(2), chunk_size=2000).backward()
+    close(weight.grad, torch.tensor([[-50.0], [50.0]], dtype=torch.float16), 1e-3)
+
+
+def test_float16_gradients_do_not_vanish_before_the_scale() -> None:
+    # as under a gradient scaler: the mean over 4000 rows times p = 1e-4 is below float16, times 2^16 it is not
+    hidden = torch.full((4000, 1), 0.01, dtype=torch.float16, requires_grad=True)
+    weight = torch.tensor([[9.0], [0.0]], dtype=torch.float16, requires_grad=True)
+    bias = torch.tensor([9.0, 0.0], dtype=torch.float16, requires_grad=True)
+    loss = linear_emo_loss(hidden, weight, torch.zeros(4000, dtype=torch.long), torch.eye(2), bias=bias)
+    (loss * 2**16).backward()
+    p = torch.tensor([9.09375, 0.0]).softmax(-1)[1].item()
+    wanted = 9 * p * (1 - p) / 4000 * 2**16
+    assert hidden.grad is not None
+    torch.testing.assert_close(hidden.grad.float(), torch.full((4000, 1), -wanted), rtol=1e-2, atol=0)
+
+
+@pytest.mark.parametrize("embedding_dtype", [torch.float16, torch.bfloat16, torch.float32, F64])
+@pytest.mark.parametrize("soft", [False, True], ids=["index", "soft"])
+@pytest.mark.parametrize(("plain", "linear"), PAIRS)
+def test_embeddings_of_another_dtype_pass_in_tiles(
+    plain: Callable[..., Tensor],
+    linear: Callable[..., Tensor],
+    soft: bool,
+    embedding_dtype: torch.dtype,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    hidden, weight, _, embedding, index, tau = words(dtype=torch.float32)
+    target = tau if soft else index
+    other = embedding.to(embedding_dtype)
+    s = hidden @ weight.T
+    wanted = plain(s, target, other.float())
+    for tile in (1, 3, 7, 4096):
+        monkeypatch.setattr(emo, "_TILE", tile)
+        close(plain(s, target, other), wanted, 1e-6)
+        close(linear(hidden, weight, target, other, chunk_size=5), wanted, 1e-6)
+        assert plain(s, target, other).dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize(("plain", "linear"), PAIRS)
+def test_autocast_lowers_the_layer_and_not_the_loss(
+    plain: Callable[..., Tensor], linear: Callable[..., Tensor], reduction: str, dtype: torch.dtype
+) -> None:
+    hidden, weight, bias, embedding, index, _ = words(dtype=torch.float32)
+    xs, ys = leaves(hidden, weight, bias), leaves(hidden, weight, bias)
+    with torch.autocast("cpu", dtype=dtype):
+        value = linear(xs[0].to(dtype), xs[1], index, embedding, bias=xs[2], chunk_size=4, reduction=reduction)
+        layer = F.linear(*ys)
+        wanted = plain(layer, index, embedding, reduction=reduction)
+        outside_float32 = plain(layer.float(), index, embedding, reduction=reduction)
+    assert layer.dtype == dtype
+    assert value.dtype == wanted.dtype == torch.float32
+    close(value, wanted, 1e-5)
+    assert torch.equal(wanted, outside_float32)
+    assert torch.equal(wanted, plain(layer, index, embedding, reduction=reduction))
+    value.sum().backward()
+    wanted.sum().backward()
+    for x, y in zip(xs, ys, strict=True):
+        assert x.grad.dtype == torch.float32  # type: ignore[union-attr]
+        close(x.grad, y.grad, 8 * torch.finfo(dtype).eps * float(y.grad.abs().max()))  # type: ignore[union-attr, arg-type]
+
+
+def test_autocast_leaves_float64_alone() -> None:
+    hidden, weight, _, embedding, index, _ = words()
+    wanted = linear_emo_loss(hidden, weight, index, embedding)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(linear_emo_loss(hidden, weight, index, embedding), wanted)
+        assert torch.equal(linear_emo_loss(hidden, weight, index, embedding, reduction="none").mean(), wanted)
+
+
+# ------------------------------------------------------------------------------------------- derivatives and transforms
+
+
+def as_functions(soft: bool, reduction: str) -> list[tuple[Callable[..., Tensor], list[Tensor]]]:
+    hidden, weight, bias, embedding, index, tau = words(5)
+    index[2] = -100
+    target = tau if soft else index
+    return [
+        (lambda s: emo_loss(s, target, embedding, reduction=reduction), leaves(F.linear(hidden, weight, bias))),
+        (
+            lambda h, w, b: linear_emo_loss(h, w, target, embedding, bias=b, chunk_size=2, reduction=reduction),
+            leaves(hidden, weight, bias),
+        ),
+        (
+            lambda h, w: linear_emo_loss(h, w, target, embedding, chunk_size=2, reduction=reduction),
+            leaves(hidden, weight),
+        ),
+    ]
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("soft", [False, True], ids=["index", "soft"])
+@pytest.mark.parametrize("form", range(3), ids=["plain", "linear", "linear_no_bias"])
+def test_gradcheck_to_the_second_order(form: int, soft: bool, reduction: str) -> None:
+    f, xs = as_functions(soft, reduction)[form]
+    assert torch.autograd.gradcheck(f, xs, check_forward_ad=True, check_batched_grad=True)
+    assert torch.autograd.gradgradcheck(f, xs)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize(("plain", "linear"), PAIRS)
+def test_functional_transforms(plain: Callable[..., Tensor], linear: Callable[..., Tensor], reduction: str) -> None:
+    hidden, weight, bias, embedding, index, _ = words(6)
+    index[2] = -100
+
+    def a(h: Tensor, w: Tensor, b: Tensor) -> Tensor:
+        return linear(h, w, index, embedding, bias=b, chunk_size=4, reduction=reduction).sum()
+
+    def b(h: Tensor, w: Tensor, b: Tensor) -> Tensor:
+        return plain(F.linear(h, w, b), index, embedding, reduction=reduction).sum()
+
+    layer = (hidden, weight, bias)
+    xs = leaves(*layer)
+    everything = (0, 1, 2)
+    got = torch.func.grad(a, everything)(*layer)
+    close(list(got), gradients(b(*xs), xs))
+    close(torch.func.grad(b, everything)(*layer), got)
+    close(torch.func.hessian(a, everything)(*layer), torch.func.hessian(b, everything)(*layer))
+    tangents = tuple(torch.ones_like(x) for x in layer)
+    close(torch.func.jvp(a, layer, tangents), torch.func.jvp(b, layer, tangents))
+    for only in everything:
+        close(torch.func.jacfwd(a, only)(*layer), torch.func.jacrev(b, only)(*layer))
+
+
+@pytest.mark.filterwarnings("error::UserWarning")  # as a missing batching rule gives
+@pytest.mark.parametrize("soft", [False, True], ids=["index", "soft"])
+@pytest.mark.parametrize(("plain", "linear"), PAIRS)
+def test_vmap(plain: Callable[..., Tensor], linear: Callable[..., Tensor], soft: bool) -> None:
+    hidden, weight, bias, embedding, index, tau = words(6)
+    index[2] = -100
+    target = tau if soft else index
+    s = F.linear(hidden, weight, bias)
+    wanted = plain(s, target, embedding, reduction="none")
+    close(torch.vmap(lambda x, t: plain(x, t, embedding))(s, target), wanted)
+    close(torch.vmap(lambda h, t: linear(h, weight, t, embedding, bias=bias))(hidden, target), wanted)
+    # one model for each sample
+    models = [x.expand(6, *x.shape) * torch.arange(1, 7).reshape(-1, *[1] * x.dim()) for x in (weight, bias, embedding)]
+
+    def alone(h: Tensor, t: Tensor, w: Tensor, b: Tensor, e: Tensor) -> Tensor:
+        return linear(h[None], w, t[None], e, bias=b)
+
+    got = torch.vmap(torch.func.grad(alone, (0, 2, 3)))(hidden, target, *models)
+    for i in range(6):
+        xs = leaves(hidden[i], models[0][i], models[1][i])
+        loss = plain(F.linear(*xs), target[i], models[2][i])
+        close([g[i] for g in got], gradients(loss, xs))
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("soft", [False, True], ids=["index", "soft"])
+@pytest.mark.parametrize(("plain", "linear"), PAIRS)
+def test_compiles_to_one_graph(
+    plain: Callable[..., Tensor], linear: Callable[..., Tensor], soft: bool, reduction: str
+) -> None:
+    torch._dynamo.reset()
+    fast = torch.compile(
+        lambda h, w, t, e, b: linear(h, w, t, e, bias=b, chunk_size=4, reduction=reduction).sum(),
+        fullgraph=True,
+        backend="aot_eager",
+    )
+    other = torch.compile(
+        lambda s, t, e: plain(s, t, e, reduction=reduction).sum(), fullgraph=True, backend="aot_eager"
+    )
+    for rows in (13, 6):
+        hidden, weight, bias, embedding, index, tau = words(rows)
+        index[1] = -100
+        target = tau if soft else index
+        xs = leaves(hidden, weight, bias)
+        wanted = plain(F.linear(*xs), target, embedding, reduction=reduction).sum()
+        wanted_gradients = gradients(wanted, xs)
+        for value in (fast(xs[0], xs[1], target, embedding, xs[2]), other(F.linear(*xs), target, embedding)):
+            close(value, wanted)
+            close(gradients(value, xs), wanted_gradients)
+
+
+@pytest.mark.parametrize(("plain", "linear"), PAIRS)
+def test_strides_do_not_matter_and_inputs_stay(plain: Callable[..., Tensor], linear: Callable[..., Tensor]) -> None:
+    hidden, weight, bias, embedding, index, tau = words(12)
+
+    def strided(x: Tensor) -> Tensor:
+        return torch.stack([x, x + 1], -1)[..., 0].transpose(0, -1).contiguous().transpose(0, -1)
+
+    for target in (index, tau):
+        given = [strided(x) for x in (hidden, weight, bias, embedding, target)]
+        before = [x.clone() for x in given]
+        h, w, b, e, t = given
+        for x in (h, w, b):
+            x.requires_grad_()
+        s = F.linear(hidden, weight, bias)
+        for reduction in ("mean", "none"):
+            wanted = plain(s, target, embedding, reduction=reduction)
+            value = linear(h, w, t, e, bias=b, chunk_size=5, reduction=reduction)
+            close(value, wanted)
+            value.sum().backward()
+            close(plain(strided(s), t, e, reduction=reduction), wanted)
+        for x, y in zip(given, before, strict=True):
+            assert torch.equal(x, y)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32])
+def test_indices_of_any_integer_dtype(dtype: torch.dtype) -> None:
+    hidden, weight, _, embedding, index, _ = words()
+    wanted = emo_loss(hidden @ weight.T, index, embedding)
+    close(emo_loss(hidden @ weight.T, index.to(dtype), embedding), wanted)
+    close(linear_emo_loss(hidden, weight, index.to(dtype), embedding), wanted)
+
+
+# ------------------------------------------------------------------------------------------------ memory and the device
+
+CLASSES, FEATURES = 3000, 16
+
+
+def peak(loss: Callable[..., Tensor], rows: int, **options: Any) -> int:
+    """Bytes beyond inputs and gradients of hidden and weight (and bias, with ``bias=True``)."""
+    biased = options.pop("bias", False)
+    soft = options.pop("soft", False)
+    hidden, weight, bias, embedding, index, tau = words(rows, CLASSES, FEATURES, 8, options.pop("dtype", torch.float32))
+    xs = leaves(hidden, weight, bias)[: 2 + biased]
+    extra = {"bias": xs[2]} if biased else {}
+
+    def run() -> None:
+        loss(xs[0], xs[1], tau if soft else index, embedding, **extra, **options).sum().backward()
+
+    run()
+    for x in xs:
+        x.grad = None
+    return peak_bytes(run) - sum(x.numel() * x.element_size() for x in xs)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("linear", LINEAR)
+def test_memory_does_not_grow_with_the_rows(linear: Callable[..., Tensor], reduction: str) -> None:
+    few, many = (peak(linear, rows, chunk_size=16, reduction=reduction, bias=True) for rows in (64, 512))
+    # a few numbers for each row (target, loss); one row of scores would be 12000 bytes
+    assert many - few < 100 * (512 - 64)
+
+
+@pytest.mark.parametrize("linear", LINEAR)
+def test_memory_is_two_arrays_of_a_chunk(linear: Callable[..., Tensor]) -> None:
+    array = 64 * CLASSES * 4
+    for dtype, wanted in ((torch.float32, 2.0), (torch.bfloat16, 3.0)):
+        used = peak(linear, 256, chunk_size=64, dtype=dtype)
+        if dtype == torch.bfloat16:  # the sums of its gradients are kept in float32, beside one chunk's in bfloat16
+            used -= CLASSES * FEATURES * 4
+        assert wanted * array * 0.98 < used < (wanted + 0.25) * array
+
+
+def test_memory_of_a_large_chunk_is_shared_evenly() -> None:
+    # 130 rows in chunks of at most 128 are two chunks of 65
+    assert peak(linear_emo_loss, 130, chunk_size=128) < 2.2 * 65 * CLASSES * 4
+
+
+def test_no_copy_of_the_word_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(emo, "_TILE", 100)
+    hidden, weight, _, _, index, _ = words(4, CLASSES, 2)
+    for dtype in (torch.float32, torch.float16):
+        embedding = torch.randn(CLASSES, 256, dtype=dtype)
+        used = peak_bytes(lambda embedding=embedding: linear_emo_loss(hidden.float(), weight.float(), index, embedding))
+        assert used < embedding.numel() * 4 / 4
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize(("plain", "linear"), PAIRS)
+def test_nothing_waits_for_the_device(
+    plain: Callable[..., Tensor], linear: Callable[..., Tensor], reduction: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # fake tensors have no values: looking at one raises
+    for module in (_common, emo):
+        monkeypatch.setattr(module, "values_readable", lambda *tensors: False)
+    with FakeTensorMode():
+        h, w, b = (torch.empty(shape, requires_grad=True) for shape in ((6, 3), (5, 3), (5,)))
+        e = torch.empty(5, 2)
+        for target in (torch.empty(6, dtype=torch.long), torch.empty(6, 5)):
+            linear(h, w, target, e, bias=b, chunk_size=2, reduction=reduction).sum().backward()
+            loss = plain(F.linear(h, w, b), target, e, reduction=reduction).sum()
+            loss.backward()
+        with pytest.raises(DataDependentOutputException):
+            loss.item()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("linear", LINEAR)
+def test_cuda_equals_cpu(linear: Callable[..., Tensor], reduction: str, dtype: torch.dtype) -> None:
+    results = []
+    for device in ("cpu", "cuda"):
+        hidden, weight, bias, embedding, index, _ = (x.to(device) for x in words(dtype=dtype))
+        xs = leaves(hidden, weight, bias)
+        value = linear(xs[0], xs[1], index, embedding, bias=xs[2], chunk_size=4, reduction=reduction)
+        value.sum().backward()
+        results.append([value.detach().cpu(), *(x.grad.cpu() for x in xs)])  # type: ignore[union-attr]
+    for got, wanted in zip(*results, strict=True):
+        tolerance = 8 * torch.finfo(dtype).eps * max(float(wanted.abs().max()), 1)
+        torch.testing.assert_close(got, wanted, rtol=tolerance, atol=tolerance)
+
+
+# ---------------------------------------------------------------------------------------------------- modules and errors
+
+
+@pytest.mark.parametrize(("plain", "module"), [(emo_loss, EmoLoss), (emo_ce_loss, EmoCeLoss)])
+def test_plain_modules(plain: Callable[..., Tensor], module: Any) -> None:
+    hidden, weight, _, embedding, index, _ = words()
+    s = hidden @ weight.T
+    assert torch.equal(module()(s, index, embedding), plain(s, index, embedding))
+    for reduction in REDUCTIONS:
+        wanted = plain(s, index, embedding, ignore_index=2, reduction=reduction)
+        assert torch.equal(module(ignore_index=2, reduction=reduction)(s, index, embedding), wanted)
+    assert repr(module(reduction="sum")) == f"{module.__name__}(ignore_index=-100, reduction='sum')"
+    with pytest.raises(ValueError, match="reduction must be one of 'mean', 'sum', 'none', got 'max'"):
+        module(reduction="max")
+
+
+@pytest.mark.parametrize(
+    ("linear", "module"), [(linear_emo_loss, LinearEmoLoss), (linear_emo_ce_loss, LinearEmoCeLoss)]
+)
+def test_linear_modules(linear: Callable[..., Tensor], module: Any) -> None:
+    hidden, weight, bias, embedding, index, _ = words()
+    assert torch.equal(module()(hidden, weight, index, embedding), linear(hidden, weight, index, embedding))
+    for reduction in REDUCTIONS:
+        options: dict[str, Any] = {"chunk_size": 4, "ignore_index": 2, "reduction": reduction}
+        wanted = linear(hidden, weight, index, embedding, bias=bias, **options)
+        assert torch.equal(module(**options)(hidden, weight, index, embedding, bias=bias), wanted)
+    assert repr(module()) == f"{module.__name__}(chunk_size=1024, ignore_index=-100, reduction='mean')"
+    with pytest.raises(ValueError, match="reduction must be one of 'mean', 'sum', 'none', got 'max'"):
+        module(reduction="max")
+    with pytest.raises(ValueError, match="chunk_size must be positive, got 0"):
+        module(chunk_size=0)
+
+
+S, T, E, TAU = torch.zeros(2, 3), torch.tensor([0, 1]), torch.ones(3, 4), torch.full((2, 3), 1 / 3)
+H, W, B = torch.zeros(2, 5), torch.zeros(3, 5), torch.zeros(3)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"input": [[0.0]]}, TypeError, r"input must be a tensor of scores, got list \[\[0.0\]\]"),
+        ({"input": S.long()}, TypeError, r"input must be real-valued scores .*, got int64 tensor of shape \(2, 3\)"),
+        ({"input": torch.tensor(1.0)}, ValueError, r"input must have at least one dimension, .* of shape \(\)"),
+        ({"target": [0, 1]}, TypeError, r"target must be a tensor of class indices, got list \[0, 1\]"),
+        ({"target": T.bool()}, TypeError, "target must be class indices of an integer dtype, got bool tensor"),
+        ({"target": T[:1]}, ValueError, r"target must have the shape of the rows, \(2,\), got int64 tensor"),
+        ({"target": torch.tensor([0, 3])}, ValueError, r"target must be class indices in \[0, 3\) .*-100, got 3"),
+        ({"target": torch.tensor([-1, 0])}, ValueError, r"class indices in \[0, 3\) or ignore_index=-100, got -1"),
+        ({"target": TAU[:1]}, ValueError, r"soft target must have the shape of the scores, \(2, 3\), got float32"),
+        ({"target": TAU - torch.eye(2, 3)}, ValueError, "soft target must not be negative or NaN"),
+        ({"target": TAU * NAN}, ValueError, "soft target must not be negative or NaN"),
+        ({"target": TAU * 1.002}, ValueError, r"row of a soft target must sum to 1 within 0.001, got 1.002"),
+        ({"target": TAU * 0.998}, ValueError, r"row of a soft target must sum to 1 within 0.001, got 0.998"),
+        ({"target": TAU.half() * 1.02}, ValueError, r"must sum to 1 within 0.01, got 1.0"),
+        ({"embedding": None}, TypeError, "embedding must be a floating tensor of word vectors, got NoneType None"),
+        ({"embedding": E.long()}, TypeError, "embedding must be a floating tensor of word vectors, got int64"),
+        ({"embedding": E[:2]}, ValueError, r"embedding must have the shape \(3, D\), got .* of shape \(2, 4\)"),
+        ({"embedding": E[0]}, ValueError, r"embedding must have the shape \(3, D\), got .* of shape \(4,\)"),
+        ({"embedding": E[:, :0]}, ValueError, r"embedding must have the shape \(3, D\), got .* of shape \(3, 0\)"),
+        ({"reduction": "max"}, ValueError, "reduction must be one of 'mean', 'sum', 'none', got 'max'"),
+        ({"hidden": None}, TypeError, "hidden must be a floating tensor, got NoneType None"),
+        ({"hidden": H.long()}, TypeError, "hidden must be a floating tensor, got int64 tensor"),
+        ({"hidden": torch.tensor(1.0)}, ValueError, r"hidden must have at least one dimension, .* of shape \(\)"),
+        ({"weight": W.int()}, TypeError, "weight must be a floating tensor, got int32 tensor"),
+        ({"weight": W[0]}, ValueError, r"weight must have the shape \(C, 5\), got float32 tensor of shape \(5,\)"),
+        ({"weight": W[:, :4]}, ValueError, r"weight must have the shape \(C, 5\), got .* of shape \(3, 4\)"),
+        ({"bias": 0.0}, TypeError, "bias must be a floating tensor, got float 0.0"),
+        ({"bias": B[:2]}, ValueError, r"bias must have the shape \(3,\), got float32 tensor of shape \(2,\)"),
+        ({"weight": W.half()}, TypeError, "hidden and weight must have the same dtype, got hidden float32 tensor"),
+        ({"bias": B.double()}, TypeError, "hidden and weight and bias must have the same dtype, .* bias float64"),
+        ({"chunk_size": 0}, ValueError, "chunk_size must be positive, got 0"),
+        ({"chunk_size": 2.0}, TypeError, "chunk_size must be an integer, got float 2.0"),
+        ({"chunk_size": True}, TypeError, "chunk_size must be an integer, got bool True"),
+    ],
+)
+@pytest.mark.parametrize(("plain", "linear"), PAIRS)
+def test_errors_name_the_argument(
+    plain: Callable[..., Tensor],
+    linear: Callable[..., Tensor],
+    change: dict[str, Any],
+    error: type[Exception],
+    message: str,
+) -> None:
+    if not change.keys() & {"hidden", "weight", "bias", "chunk_size"}:
+        with pytest.raises(error, match=message):
+            plain(**{"input": S, "target": T, "embedding": E} | change)
+    if "input" not in change:
+        with pytest.raises(error, match=message):
+            linear(**{"hidden": H, "weight": W, "target": T, "embedding": E} | change)
+
+
+def test_sums_of_soft_targets_may_round() -> None:
+    for factor, tau in ((1.0005, TAU), (1.004, TAU.half())):
+        assert emo_loss(S, tau * factor, E).item() == pytest.approx(0, abs=1e-6)
+    mixed = {"hidden": H.double(), "weight": W, "target": T, "embedding": E}
+    with torch.autocast("cpu", dtype=torch.bfloat16), pytest.raises(TypeError, match="must have the same dtype"):
+        linear_emo_loss(**mixed)
+
+
+def test_values_are_not_checked_where_looking_would_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(emo, "values_readable", lambda *tensors: False)
+    assert torch.isfinite(emo_loss(S, TAU * 2, E))

@@ -1,0 +1,816 @@
+"""The truncated and focal losses against slow references in high precision, and every convention of the interface."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import mpmath as mp
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from memory import peak_ratio
+from torch import Tensor
+
+from lossbook import focal
+from lossbook.focal import (
+    HardTruncatedBCE,
+    SigmoidFocalLoss,
+    SoftmaxFocalLoss,
+    SoftTruncatedBCE,
+    SoftTruncatedCrossEntropy,
+    hard_truncated_bce,
+    sigmoid_focal_loss,
+    soft_truncated_bce,
+    soft_truncated_cross_entropy,
+    softmax_focal_loss,
+)
+
+GAMMAS = (0, 0.5, 1, 2, 5)
+SCORES = (-1e4, -100.0, -60.0, -20.0, -3.0, 0.0, 0.75, 17.0, 30.0, 100.0, 1e4)
+INF = float("inf")
+NAN = float("nan")
+HALVES = (torch.float16, torch.bfloat16)
+
+# ---------------------------------------------------------------------------------------------------------- references
+
+
+def mp_sigmoid(x: mp.mpf) -> mp.mpf:
+    return 1 / (1 + mp.exp(-x))
+
+
+def mp_softplus(x: mp.mpf) -> mp.mpf:
+    return mp.log1p(mp.exp(x))
+
+
+def mp_sigmoid_focal(s: mp.mpf, t: float, gamma: float, alpha: float | None = None) -> mp.mpf:
+    t = mp.mpf(t)
+    error = mp_sigmoid(s) * (1 - t) + mp_sigmoid(-s) * t
+    bce = t * mp_softplus(-s) + (1 - t) * mp_softplus(s)
+    weight = 1 if alpha is None else mp.mpf(alpha) * t + (1 - mp.mpf(alpha)) * (1 - t)
+    return weight * error ** mp.mpf(gamma) * bce
+
+
+def mp_soft_truncated(s: mp.mpf, y: float, k: float) -> mp.mpf:
+    return mp_sigmoid(-k * s) * mp_softplus(-s) if y == 1 else mp_sigmoid(k * s) * mp_softplus(s)
+
+
+def mp_hard_truncated(s: mp.mpf, y: float, m: float, at: mp.mpf) -> mp.mpf:
+    """The weight is taken at ``at``, a constant."""
+    p_t = mp_sigmoid(at) if y == 1 else mp_sigmoid(-at)
+    step = mp.mpf(1) if p_t > m else mp.mpf("0.5") if p_t == m else mp.mpf(0)
+    return (1 - step) * (mp_softplus(-s) if y == 1 else mp_softplus(s))
+
+
+def mp_rest(s: list[mp.mpf], t: int) -> mp.mpf:
+    return mp.fsum(mp.exp(x) for i, x in enumerate(s) if i != t) / mp.fsum(map(mp.exp, s))
+
+
+def mp_log_p(s: list[mp.mpf], t: int) -> mp.mpf:
+    return -mp.log1p(mp.fsum(mp.exp(x - s[t]) for i, x in enumerate(s) if i != t))
+
+
+def mp_softmax_focal(s: list[mp.mpf], t: int, gamma: float) -> mp.mpf:
+    return -(mp_rest(s, t) ** mp.mpf(gamma)) * mp_log_p(s, t)
+
+
+def mp_soft_truncated_ce(s: list[mp.mpf], t: int, k: float) -> mp.mpf:
+    return -mp.exp(mp_log_p([-k * x for x in s], t)) * mp_log_p(s, t)
+
+
+def torchvision_focal(x: Tensor, t: Tensor, gamma: float, alpha: float = -1.0) -> Tensor:
+    """The formula of torchvision.ops.sigmoid_focal_loss, written anew."""
+    p = torch.sigmoid(x)
+    ce = F.binary_cross_entropy_with_logits(x, t, reduction="none")
+    p_t = p * t + (1 - p) * (1 - t)
+    loss = ce * (1 - p_t) ** gamma
+    return loss if alpha < 0 else (alpha * t + (1 - alpha) * (1 - t)) * loss
+
+
+def backward_derivatives(loss: Callable[[Tensor], Tensor], s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Value and first derivative by the backward pass, second derivative by a backward pass through it."""
+    s = s.clone().requires_grad_()
+    value = loss(s)
+    (first,) = torch.autograd.grad(value.sum(), s, retain_graph=True)
+    (followed,) = torch.autograd.grad(value.sum(), s, create_graph=True)
+    torch.testing.assert_close(first, followed, rtol=64 * torch.finfo(s.dtype).eps, atol=0)
+    (second,) = torch.autograd.grad(followed.sum(), s)
+    return value.detach(), first, second
+
+
+def functional_derivatives(loss: Callable[[Tensor], Tensor], s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The same by torch.func, which takes another road through the code."""
+    first = torch.func.grad(lambda x: loss(x).sum())
+    second = torch.func.grad(lambda x: first(x).sum())
+    return loss(s), first(s), second(s)
+
+
+def mp_derivatives(f: Callable[[mp.mpf], mp.mpf], s: float) -> tuple[mp.mpf, mp.mpf, mp.mpf]:
+    return f(mp.mpf(s)), mp.diff(f, s), mp.diff(f, s, 2)
+
+
+def assert_near(got: Tensor, wanted: list[mp.mpf], rtol: float, atol: float) -> None:
+    assert torch.isfinite(got).all()
+    expected = torch.tensor([float(w) for w in wanted], dtype=torch.float64)
+    torch.testing.assert_close(got.double(), expected, rtol=rtol, atol=atol)
+
+
+@pytest.fixture(autouse=True)
+def _many_digits() -> Iterator[None]:
+    with mp.workdps(30):
+        yield
+
+
+# Each case: our loss of (s, t), the reference of (s, t) as a function of an mpf, the labels.
+HARD = (0.0, 1.0)
+SOFT = (0.0, 1e-6, 0.1, 0.5, 0.75, 1.0)
+BINARY = (
+    [
+        pytest.param(
+            partial(sigmoid_focal_loss, gamma=g, alpha=a),
+            partial(mp_sigmoid_focal, gamma=g, alpha=a),
+            SOFT,
+            id=f"focal-{g}-{a}",
+        )
+        for g, a in [*((g, None) for g in GAMMAS), (2, 0.25), (0.5, 1.0)]
+    ]
+    + [
+        pytest.param(partial(soft_truncated_bce, sharpness=k), partial(mp_soft_truncated, k=k), HARD, id=f"soft-{k}")
+        for k in (0, 0.5, 1, 3, 20)
+    ]
+    + [
+        pytest.param(partial(hard_truncated_bce, margin=m), partial(mp_hard_truncated, m=m), HARD, id=f"hard-{m}")
+        for m in (0.0, 0.25, 0.5, 0.6)
+    ]
+)
+
+
+def binary_reference(reference: Callable[..., mp.mpf], s: float, t: float) -> tuple[mp.mpf, mp.mpf, mp.mpf]:
+    if reference.func is mp_hard_truncated:  # type: ignore[attr-defined]
+        return mp_derivatives(lambda x: reference(x, t, at=mp.mpf(s)), s)
+    return mp_derivatives(lambda x: reference(x, t), s)
+
+
+# ------------------------------------------------------------------------------------------------------------- numerics
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize(("loss", "reference", "labels"), BINARY)
+def test_binary_losses_to_the_second_derivative(
+    loss: Callable[..., Tensor], reference: Callable[..., mp.mpf], labels: tuple[float, ...], dtype: torch.dtype
+) -> None:
+    pairs = [(s, t) for s in SCORES for t in labels]
+    s, t = (torch.tensor(x, dtype=dtype) for x in zip(*pairs, strict=True))
+    triples = [binary_reference(reference, a.item(), b.item()) for a, b in zip(s, t, strict=True)]
+    wanted = [list(x) for x in zip(*triples, strict=True)]
+    eps = torch.finfo(dtype).eps
+    k = reference.keywords.get("k", 1)  # type: ignore[attr-defined]
+    nothing = 1e-140 if dtype == torch.float64 else 1e-25
+    for derivatives in (backward_derivatives, functional_derivatives):
+        value, first, second = derivatives(lambda x: loss(x, t, reduction="none"), s)
+        assert (value >= 0).all()
+        assert_near(value, wanted[0], 32 * eps, nothing)
+        assert_near(first, wanted[1], 32 * eps, 32 * eps)
+        assert_near(second, wanted[2], 32 * eps, 64 * eps * (1 + k * k))
+        if derivatives is backward_derivatives:  # the gradient that training uses keeps its digits however small it is
+            hard = (t == 0) | (t == 1)
+            assert_near(first[hard], [w for w, h in zip(wanted[1], hard, strict=True) if h], 32 * eps, nothing)
+
+
+def test_weight_at_the_margin_is_one_half() -> None:
+    s = torch.tensor([0.0, 1e-6, -1e-6, 0.0, 1e-6, -1e-6], dtype=torch.float64)
+    y = torch.tensor([1, 1, 1, 0, 0, 0])
+    weight = hard_truncated_bce(s, y, reduction="none") / math.log(2)
+    torch.testing.assert_close(weight.float(), torch.tensor([0.5, 0.0, 1.0, 0.5, 1.0, 0.0]), rtol=1e-5, atol=0)
+
+
+def test_margins_of_zero_and_one_keep_nothing_and_all() -> None:
+    s, y = torch.tensor([-1e4, -1.0, 0.0, 30.0, 1e4]), torch.ones(5)
+    assert (hard_truncated_bce(s, y, margin=0.0, reduction="none") == 0).all()
+    torch.testing.assert_close(
+        hard_truncated_bce(s, y, margin=1.0, reduction="none"), F.softplus(-s, threshold=200.0), rtol=1e-6, atol=1e-12
+    )
+
+
+ROWS = (
+    (0.3, -1.2, 2.0, 0.1),
+    (1e4, -1e4, 3.0, 0.0),
+    (100.0, 0.0, 0.0, -100.0),
+    (-60.0, 17.0, 2.0, 0.0),
+    (0.0, 0.0, 0.0, 0.0),
+)
+SOFTMAX = [
+    pytest.param(partial(softmax_focal_loss, gamma=g), partial(mp_softmax_focal, gamma=g), id=f"focal-{g}")
+    for g in GAMMAS
+] + [
+    pytest.param(partial(soft_truncated_cross_entropy, sharpness=k), partial(mp_soft_truncated_ce, k=k), id=f"soft-{k}")
+    for k in (0, 0.5, 1, 3)
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize(("loss", "reference"), SOFTMAX)
+def test_softmax_losses_to_the_second_derivative(
+    loss: Callable[..., Tensor], reference: Callable[..., mp.mpf], dtype: torch.dtype
+) -> None:
+    eps = torch.finfo(dtype).eps
+    for row in ROWS:
+        for t in range(4):
+            s, index = torch.tensor(row, dtype=dtype), torch.tensor(t)
+
+            def exact(*x: mp.mpf, t: int = t) -> mp.mpf:
+                return reference(list(x), t)
+
+            def ours(x: Tensor, index: Tensor = index) -> Tensor:
+                return loss(x, index)
+
+            at = [mp.mpf(x) for x in s.tolist()]
+            units = np.eye(4, dtype=int)
+            gradient = [mp.diff(exact, at, tuple(map(int, e))) for e in units]
+            hessian = [[mp.diff(exact, at, tuple(map(int, e + f))) for f in units] for e in units]
+            # the differences of scores this large are rounded
+            size = 1 + max(map(abs, row)) * (max(map(abs, row)) < 1e3)
+            x = s.clone().requires_grad_()
+            value = loss(x, index)
+            value.backward()
+            assert value >= 0
+            assert x.grad is not None
+            assert_near(value.detach()[None], [reference(at, t)], 64 * size * eps, 1e-25)
+            for got in (x.grad, torch.func.grad(ours)(s)):
+                assert_near(got, gradient, 64 * size * eps, 64 * eps)
+            for got in (torch.autograd.functional.hessian(ours, s), torch.func.hessian(ours)(s)):
+                assert_near(got.flatten(), sum(hessian, []), 64 * size * eps, 512 * eps)  # noqa: RUF017
+
+
+def test_focal_and_soft_truncation_meet_at_one() -> None:
+    s = torch.linspace(-30, 30, 201, dtype=torch.float64)
+    for y in (torch.zeros(201), torch.ones(201)):
+        torch.testing.assert_close(
+            sigmoid_focal_loss(s, y, gamma=1, reduction="none"),
+            soft_truncated_bce(s, y, sharpness=1, reduction="none"),
+            rtol=1e-13,
+            atol=0,
+        )
+
+
+def test_soft_truncation_approaches_the_hard_one() -> None:
+    s = torch.tensor([-30.0, -1.0, -0.1, 0.0, 0.1, 1.0, 30.0])
+    gap = []
+    for k in (10, 100, 1e4, 1e38, 1e300):
+        y = torch.tensor([0, 1, 0, 1, 1, 0, 1])
+        x = s.clone().requires_grad_()
+        soft, hard = soft_truncated_bce(x, y, sharpness=k, reduction="none"), hard_truncated_bce(x, y, reduction="none")
+        gap.append((soft - hard).abs().max().item())
+        (slope,) = torch.autograd.grad(soft.sum(), x)
+        assert torch.isfinite(slope).all()
+    assert gap[0] > gap[1] > gap[2]
+    assert gap[2:] == [0, 0, 0]
+
+
+@pytest.mark.parametrize("alpha", [None, 0.25])
+def test_torchvisions_formula_at_gamma_two(alpha: float | None) -> None:
+    torch.manual_seed(0)
+    s, t = torch.randn(50, 7, dtype=torch.float64) * 3, torch.rand(50, 7, dtype=torch.float64)
+    t[:25] = t[:25].round()
+    s.requires_grad_()
+    ours = sigmoid_focal_loss(s, t, alpha=alpha, reduction="none")
+    theirs = torchvision_focal(s, t, 2.0, -1.0 if alpha is None else alpha)
+    torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-14)
+    (a,), (b,) = torch.autograd.grad(ours.sum(), s), torch.autograd.grad(theirs.sum(), s)
+    torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-13)
+
+
+def test_where_the_published_formula_is_not_a_number() -> None:
+    s, t = torch.tensor([100.0], requires_grad=True), torch.ones(1)
+    (theirs,) = torch.autograd.grad(torchvision_focal(s, t, 0.5).sum(), s)
+    assert torch.isnan(theirs).all()
+    (ours,) = torch.autograd.grad(sigmoid_focal_loss(s, t, gamma=0.5), s)
+    assert (ours == 0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_gamma_zero_is_cross_entropy(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    s, t = torch.randn(20, 5, dtype=dtype), torch.rand(20, 5, dtype=dtype)
+    torch.testing.assert_close(sigmoid_focal_loss(s, t, gamma=0), F.binary_cross_entropy_with_logits(s, t))
+    index, w = torch.randint(5, (20,)), torch.rand(5, dtype=dtype)
+    torch.testing.assert_close(
+        softmax_focal_loss(s, index, gamma=0, weight=w, reduction="sum"),
+        F.cross_entropy(s, index, weight=w, reduction="sum"),
+    )
+
+
+def test_two_classes_are_one_difference() -> None:
+    torch.manual_seed(0)
+    s, index = torch.randn(30, 2, dtype=torch.float64) * 5, torch.randint(2, (30,))
+    difference = s[:, 1] - s[:, 0]
+    torch.testing.assert_close(
+        softmax_focal_loss(s, index, gamma=1.5), sigmoid_focal_loss(difference, index, gamma=1.5)
+    )
+    torch.testing.assert_close(
+        soft_truncated_cross_entropy(s, index, sharpness=2), soft_truncated_bce(difference, index, sharpness=2)
+    )
+
+
+def test_one_class_is_always_right() -> None:
+    for loss in (softmax_focal_loss, soft_truncated_cross_entropy):
+        s = torch.tensor([[3.0], [-1e4]], requires_grad=True)
+        value = loss(s, torch.tensor([0, 0]))
+        value.backward()
+        assert value == 0
+        assert s.grad is not None
+        assert (s.grad == 0).all()
+
+
+def test_class_weights_multiply_and_the_mean_counts_rows() -> None:
+    torch.manual_seed(0)
+    s, index, w = torch.randn(6, 3), torch.tensor([0, 1, 2, -100, 1, 0]), torch.tensor([1.0, 2.0, 4.0])
+    each = softmax_focal_loss(s, index, reduction="none")
+    weighted = softmax_focal_loss(s, index, weight=w, reduction="none")
+    torch.testing.assert_close(weighted, each * torch.tensor([1.0, 2.0, 4.0, 1.0, 2.0, 1.0]))
+    torch.testing.assert_close(softmax_focal_loss(s, index, weight=w), weighted.sum() / 5)
+
+
+# ---------------------------------------------------------------------------------------------------------- conventions
+
+BINARY_LOSSES = (hard_truncated_bce, soft_truncated_bce, sigmoid_focal_loss)
+ROW_LOSSES = (softmax_focal_loss, soft_truncated_cross_entropy)
+ALL = (*BINARY_LOSSES, *ROW_LOSSES)
+
+
+def example(loss: Callable[..., Tensor], shape: tuple[int, ...] = (6, 5), seed: int = 0) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    s = torch.randn(shape, generator=generator, dtype=torch.float64) * 2
+    if loss in ROW_LOSSES:
+        return s, torch.randint(shape[-1], shape[:-1], generator=generator)
+    t = torch.rand(shape, generator=generator, dtype=torch.float64)
+    return s, t if loss is sigmoid_focal_loss else t.round()
+
+
+@pytest.mark.parametrize("loss", ALL)
+def test_reductions(loss: Callable[..., Tensor]) -> None:
+    s, t = example(loss, (2, 3, 4))
+    each = loss(s, t, reduction="none")
+    assert each.shape == (s.shape[:-1] if loss in ROW_LOSSES else s.shape)
+    torch.testing.assert_close(loss(s, t, reduction="sum"), each.sum())
+    torch.testing.assert_close(loss(s, t), each.mean())
+    weights = torch.rand_like(each)
+    x = s.clone().requires_grad_()
+    (a,) = torch.autograd.grad((loss(x, t, reduction="none") * weights).sum(), x)
+    b = torch.func.grad(lambda x: (loss(x, t, reduction="none") * weights).sum())(s)
+    torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("loss", ALL)
+@pytest.mark.parametrize("piece", [1, 7])
+def test_pieces_do_not_show(loss: Callable[..., Tensor], piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    s, t = example(loss, (11, 5))
+    s.requires_grad_()
+    for reduction in ("mean", "none"):
+        value = loss(s, t, reduction=reduction)
+        (grad,) = torch.autograd.grad(value.sum(), s)
+        with monkeypatch.context() as patch:
+            patch.setitem(focal._PIECE, "cpu", (piece, piece))
+            again = loss(s, t, reduction=reduction)
+            (grad_again,) = torch.autograd.grad(again.sum(), s)
+        torch.testing.assert_close(again, value)
+        torch.testing.assert_close(grad_again, grad)
+
+
+@pytest.mark.parametrize("loss", ALL)
+def test_empty_batches_give_zero(loss: Callable[..., Tensor]) -> None:
+    s, t = example(loss, (0, 4))
+    s.requires_grad_()
+    for reduction in ("mean", "sum"):
+        value = loss(s, t, reduction=reduction)
+        (grad,) = torch.autograd.grad(value, s)
+        assert value == 0
+        assert grad.shape == (0, 4)
+    assert loss(s, t, reduction="none").numel() == 0
+
+
+@pytest.mark.parametrize("loss", BINARY_LOSSES)
+def test_a_single_number(loss: Callable[..., Tensor]) -> None:
+    value = loss(torch.tensor(-1.0), torch.tensor(1.0))
+    assert value.shape == ()
+    torch.testing.assert_close(value, loss(torch.tensor([-1.0]), torch.tensor([1.0])))
+
+
+@pytest.mark.parametrize("loss", ROW_LOSSES)
+@pytest.mark.parametrize("junk", [0.0, INF, -INF, NAN])
+def test_ignored_rows_do_not_count(loss: Callable[..., Tensor], junk: float) -> None:
+    s, t = example(loss)
+    keep = torch.tensor([True, False, True, True, False, True])
+    t = t.masked_fill(~keep, -7)
+    s[~keep] = junk
+    for transform in (False, True):
+        for reduction in ("mean", "sum"):
+            x = s.clone().requires_grad_()
+            ours = partial(loss, ignore_index=-7, reduction=reduction)
+            if transform:
+                grad, value = torch.func.grad_and_value(ours)(s, t)
+                second = torch.func.grad(lambda x, ours=ours: torch.func.grad(ours)(x, t).square().sum())(s)
+            else:
+                value = ours(x, t)
+                (grad,) = torch.autograd.grad(value, x, create_graph=True)
+                (second,) = torch.autograd.grad(grad.square().sum(), x)
+            torch.testing.assert_close(value.detach(), loss(s[keep], t[keep], reduction=reduction))
+            assert (grad[~keep] == 0).all()
+            assert (second[~keep] == 0).all()
+            assert torch.isfinite(second).all()
+    assert (loss(s, t, ignore_index=-7, reduction="none")[~keep] == 0).all()
+
+
+@pytest.mark.parametrize("loss", ROW_LOSSES)
+def test_every_row_ignored_is_zero(loss: Callable[..., Tensor]) -> None:
+    s = torch.randn(3, 4, requires_grad=True)
+    value = loss(s, torch.full((3,), -100))
+    value.backward()
+    assert value == 0
+    assert s.grad is not None
+    assert (s.grad == 0).all()
+
+
+@pytest.mark.parametrize("loss", ALL)
+@pytest.mark.parametrize("dtype", HALVES)
+def test_half_precision_is_computed_in_float32(loss: Callable[..., Tensor], dtype: torch.dtype) -> None:
+    s, t = example(loss)
+    s = s.to(dtype)
+    s[0, 0], s[0, 1], s[1, 2] = 1e4, -1e4, 1e4
+    x, wide = s.clone().requires_grad_(), s.float().requires_grad_()
+    value, expected = (
+        loss(x, t.to(dtype) if t.is_floating_point() else t),
+        loss(wide, t.to(dtype).float() if t.is_floating_point() else t),
+    )
+    value.backward()
+    expected.backward()
+    assert value.dtype == torch.float32
+    torch.testing.assert_close(value, expected, rtol=1e-6, atol=0)
+    assert x.grad is not None
+    assert wide.grad is not None
+    assert x.grad.dtype == dtype
+    assert torch.equal(x.grad, wide.grad.to(dtype))
+    with torch.enable_grad():
+        (followed,) = torch.autograd.grad(loss(x, t), x, create_graph=True)
+    assert followed.dtype == dtype
+
+
+@pytest.mark.parametrize("loss", ALL)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, *HALVES])
+def test_infinite_scores_on_negatives(loss: Callable[..., Tensor], dtype: torch.dtype) -> None:
+    s = torch.tensor([[-INF, 1.0, 2.0], [0.5, -INF, -INF]], dtype=dtype)
+    t = torch.tensor([1, 0]) if loss in ROW_LOSSES else torch.tensor([[0, 1, 0], [1, 0, 0]])
+    finite = s.clamp(min=-3e4)
+    x = s.clone().requires_grad_()
+    value = loss(x, t, reduction="none")
+    (grad,) = torch.autograd.grad(value.sum(), x)
+    torch.testing.assert_close(value.detach(), loss(finite, t, reduction="none"))
+    assert torch.isfinite(grad).all()
+    assert (grad[torch.isinf(s)] == 0).all()
+    again = torch.func.grad(lambda x: loss(x, t, reduction="sum"))(s)
+    torch.testing.assert_close(again, grad)
+
+
+@pytest.mark.parametrize("loss", BINARY_LOSSES)
+def test_infinite_scores_on_the_wrong_side_give_a_huge_finite_loss(loss: Callable[..., Tensor]) -> None:
+    x = torch.tensor([-INF, INF], requires_grad=True)
+    value = loss(x, torch.tensor([1, 0]), reduction="none")
+    (grad,) = torch.autograd.grad(value.sum(), x)
+    torch.testing.assert_close(value, torch.full((2,), 1e30))
+    torch.testing.assert_close(grad, torch.tensor([-1.0, 1.0]))
+
+
+@pytest.mark.parametrize("loss", ALL)
+@pytest.mark.parametrize("dtype", [torch.float32, *HALVES])
+def test_large_scores_stay_finite(loss: Callable[..., Tensor], dtype: torch.dtype) -> None:
+    s = torch.tensor([[1e4, -1e4, 0.0], [-1e4, 1e4, 1e4]], dtype=dtype)
+    targets = (
+        [torch.tensor([a, b]) for a in range(3) for b in range(3)]
+        if loss in ROW_LOSSES
+        else [torch.zeros(2, 3), torch.ones(2, 3)]
+    )
+    for t in targets:
+        grad, value = torch.func.grad_and_value(lambda x, t=t: loss(x, t))(s)
+        x = s.clone().requires_grad_()
+        (lean,) = torch.autograd.grad(loss(x, t), x)
+        assert torch.isfinite(value)
+        assert value >= 0
+        assert torch.isfinite(grad).all()
+        torch.testing.assert_close(lean, grad)
+
+
+@pytest.mark.parametrize("loss", ALL)
+def test_gradients_by_finite_differences(loss: Callable[..., Tensor]) -> None:
+    s, t = example(loss, (3, 4))
+    s.requires_grad_()
+    for reduction in ("none", "mean"):
+        ours = partial(loss, target=t, reduction=reduction)
+        assert torch.autograd.gradcheck(ours, (s,), check_batched_grad=True)
+        assert torch.autograd.gradgradcheck(ours, (s,), check_batched_grad=True)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
+def test_soft_targets_may_carry_gradient(gamma: float) -> None:
+    s, t = example(sigmoid_focal_loss, (3, 4))
+    s.requires_grad_()
+    t.requires_grad_()
+    ours = partial(sigmoid_focal_loss, gamma=gamma, alpha=0.25, reduction="none")
+    assert torch.autograd.gradcheck(ours, (s, t))
+    assert torch.autograd.gradgradcheck(ours, (s, t))
+
+
+def test_class_weights_may_carry_gradient() -> None:
+    s, t = example(softmax_focal_loss)
+    w = torch.rand(5, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda w: softmax_focal_loss(s, t, weight=w), (w,))
+
+
+@pytest.mark.parametrize("loss", ALL)
+def test_forward_mode(loss: Callable[..., Tensor]) -> None:
+    s, t = example(loss)
+    direction = torch.randn_like(s)
+    expected = (torch.func.grad(lambda x: loss(x, t))(s) * direction).sum()
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(s, direction)
+        tangent = torch.autograd.forward_ad.unpack_dual(loss(dual, t)).tangent
+    torch.testing.assert_close(tangent, expected)
+    torch.testing.assert_close(torch.func.jvp(lambda x: loss(x, t), (s,), (direction,))[1], expected)
+
+
+@pytest.mark.parametrize("loss", ALL)
+def test_vmap(loss: Callable[..., Tensor]) -> None:
+    s, t = example(loss, (6, 5))
+    rows = torch.stack([loss(a, b) for a, b in zip(s, t, strict=True)])
+    torch.testing.assert_close(torch.vmap(loss)(s, t), rows)
+    gradients = torch.vmap(torch.func.grad(loss))(s, t)
+    expected = torch.stack([torch.func.grad(loss)(a, b) for a, b in zip(s, t, strict=True)])
+    torch.testing.assert_close(gradients, expected)
+    # over the targets alone
+    many = torch.vmap(loss, in_dims=(None, 0))(s[0], t)
+    torch.testing.assert_close(many, torch.stack([loss(s[0], b) for b in t]))
+
+
+@pytest.mark.parametrize("loss", ALL)
+def test_compile_without_a_break(loss: Callable[..., Tensor]) -> None:
+    s, t = example(loss)
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    x, y = s.clone().requires_grad_(), s.clone().requires_grad_()
+    a, b = compiled(x, t), loss(y, t)
+    a.backward()
+    b.backward()
+    torch.testing.assert_close(a, b)
+    torch.testing.assert_close(x.grad, y.grad)
+
+
+@pytest.mark.parametrize("loss", ALL)
+def test_autocast(loss: Callable[..., Tensor]) -> None:
+    s, t = example(loss)
+    s, layer = s.float(), torch.nn.Linear(5, 5)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        scores = layer(s)
+        value = loss(scores, t)
+    assert scores.dtype == torch.bfloat16
+    assert value.dtype == torch.float32
+    torch.testing.assert_close(value, loss(scores.detach(), t))
+    value.backward()
+    assert layer.weight.grad is not None
+    assert torch.isfinite(layer.weight.grad).all()
+
+
+@pytest.mark.parametrize("loss", ALL)
+def test_strides_do_not_matter(loss: Callable[..., Tensor]) -> None:
+    s, t = example(loss, (4, 6))
+    wide = torch.stack([s, torch.full_like(s, NAN)], -1)[..., 0]
+    turned = s.t().contiguous().t()
+    target = torch.stack([t, t], -1)[..., 0]
+    expected = torch.func.grad(lambda x: loss(x, t))(s)
+    for other in (wide, turned):
+        assert not other.is_contiguous()
+        x = other.detach().requires_grad_()
+        value = loss(x, target)
+        (grad,) = torch.autograd.grad(value, x)
+        torch.testing.assert_close(value, loss(s, t))
+        torch.testing.assert_close(grad, expected)
+
+
+@pytest.mark.parametrize("loss", ALL)
+def test_arguments_are_left_alone(loss: Callable[..., Tensor]) -> None:
+    s, t = example(loss)
+    before = s.clone(), t.clone()
+    x = s.requires_grad_()
+    value = loss(x, t)
+    (first,) = torch.autograd.grad(value, x, retain_graph=True)
+    (again,) = torch.autograd.grad(value, x)
+    assert torch.equal(first, again)
+    assert torch.equal(s, before[0])
+    assert torch.equal(t, before[1])
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int64, torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("loss", BINARY_LOSSES)
+def test_labels_of_any_dtype(loss: Callable[..., Tensor], dtype: torch.dtype) -> None:
+    s = torch.tensor([0.5, -1.0, 2.0])
+    torch.testing.assert_close(loss(s, torch.tensor([1, 1, 0], dtype=dtype)), loss(s, torch.tensor([1.0, 1.0, 0.0])))
+    assert loss(s, torch.tensor([1, 1, 0], dtype=dtype)).dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.uint8])
+@pytest.mark.parametrize("loss", ROW_LOSSES)
+def test_indices_of_any_dtype(loss: Callable[..., Tensor], dtype: torch.dtype) -> None:
+    s, t = example(loss)
+    torch.testing.assert_close(loss(s, t.to(dtype), ignore_index=100), loss(s, t))
+
+
+@pytest.mark.parametrize("loss", ALL)
+def test_peak_memory_at_most_three_times_the_scores(loss: Callable[..., Tensor]) -> None:
+    s, t = example(loss, (500, 1000))
+    t = t.float() if t.is_floating_point() else t
+    assert peak_ratio(lambda x: loss(x, t), s.float()) <= 3
+
+
+@pytest.mark.parametrize("loss", BINARY_LOSSES)
+def test_the_mean_of_many_elements_needs_little_more_than_its_gradient(loss: Callable[..., Tensor]) -> None:
+    s, t = example(loss, (5000, 1000))
+    t = t.float()
+    assert peak_ratio(lambda x: loss(x, t), s.float()) <= 1.7
+
+
+# -------------------------------------------------------------------------------------------------------------- modules
+
+MODULES = [
+    (HardTruncatedBCE, hard_truncated_bce, {"margin": 0.6, "reduction": "sum"}, "margin=0.6, reduction='sum'"),
+    (SoftTruncatedBCE, soft_truncated_bce, {"sharpness": 3.0, "reduction": "sum"}, "sharpness=3, reduction='sum'"),
+    (
+        SigmoidFocalLoss,
+        sigmoid_focal_loss,
+        {"gamma": 0.5, "alpha": 0.25, "reduction": "none"},
+        "gamma=0.5, alpha=0.25, reduction='none'",
+    ),
+    (
+        SoftmaxFocalLoss,
+        softmax_focal_loss,
+        {"gamma": 1.0, "weight": torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0]), "ignore_index": 2, "reduction": "sum"},
+        "gamma=1, weight=float32 tensor of shape (5,), ignore_index=2, reduction='sum'",
+    ),
+    (
+        SoftTruncatedCrossEntropy,
+        soft_truncated_cross_entropy,
+        {"sharpness": 0.5, "ignore_index": 1, "reduction": "none"},
+        "sharpness=0.5, ignore_index=1, reduction='none'",
+    ),
+]
+
+
+@pytest.mark.parametrize(("module", "loss", "options", "shown"), MODULES)
+def test_modules_are_the_functions(
+    module: type[torch.nn.Module], loss: Callable[..., Tensor], options: dict[str, object], shown: str
+) -> None:
+    s, t = example(loss)
+    torch.testing.assert_close(module(**options)(s, t), loss(s, t, **options))
+    torch.testing.assert_close(module()(s, t), loss(s, t))
+    assert repr(module(**options)) == f"{module.__name__}({shown})"
+    with pytest.raises(ValueError, match="reduction must be one of"):
+        module(reduction="avg")
+
+
+def test_class_weights_are_a_buffer() -> None:
+    module = SoftmaxFocalLoss(weight=torch.ones(3))
+    assert dict(module.named_buffers()).keys() == {"weight"}
+    assert not list(module.parameters())
+    assert module.double().weight is not None
+    assert module.weight.dtype == torch.float64
+    assert "weight=None" in repr(SoftmaxFocalLoss())
+
+
+# --------------------------------------------------------------------------------------------------------------- errors
+
+S, Y, T = torch.zeros(2, 3), torch.zeros(2, 3), torch.zeros(2, dtype=torch.long)
+REAL = "input must be real-valued scores"
+ERRORS = [
+    *(
+        (loss, (S.int(), Y), {}, TypeError, f"{REAL} .*, got int32 tensor of shape \\(2, 3\\)")
+        for loss in BINARY_LOSSES
+    ),
+    *((loss, (None, T), {}, TypeError, "input must be a tensor of scores, got NoneType None") for loss in ALL),
+    *((loss, (S.long(), T), {}, TypeError, f"{REAL} .*, got int64 tensor") for loss in ROW_LOSSES),
+    *(
+        (loss, (S, Y[0]), {}, ValueError, r"target must have the shape of input, \(2, 3\), got float32 .* \(3,\)")
+        for loss in BINARY_LOSSES
+    ),
+    *((loss, (S, [0]), {}, TypeError, r"target must be a tensor of labels, got list \[0\]") for loss in BINARY_LOSSES),
+    *(
+        (loss, (S, Y + 0j), {}, TypeError, "target must be labels of a real dtype, got complex64")
+        for loss in BINARY_LOSSES
+    ),
+    *((loss, (S, Y + 1.5), {}, ValueError, r"target must be labels in \[0, 1\], got 1\.5") for loss in BINARY_LOSSES),
+    *((loss, (S, Y - 1), {}, ValueError, r"target must be labels in \[0, 1\], got -1\.0") for loss in BINARY_LOSSES),
+    *((loss, (S, Y.int() + 2), {}, ValueError, r"target must be labels in \[0, 1\], got 2") for loss in BINARY_LOSSES),
+    *((loss, (S, Y * NAN), {}, ValueError, r"target must be labels in \[0, 1\], got nan") for loss in BINARY_LOSSES),
+    *((loss, (S, Y + 0.5), {}, ValueError, r"target must be 0 or 1, got 0\.5") for loss in BINARY_LOSSES[:2]),
+    *((loss, (S, Y if loss in BINARY_LOSSES else T), {"reduction": "avg"}, ValueError, "got 'avg'") for loss in ALL),
+    *((loss, (S[0, 0], T[0]), {}, ValueError, "input must have at least one dimension") for loss in ROW_LOSSES),
+    *((loss, (S[:, :0], T), {}, ValueError, r"at least one class .*, got float32 .* \(2, 0\)") for loss in ROW_LOSSES),
+    *(
+        (loss, (S, T + 3), {}, ValueError, r"class indices in \[0, 3\) or ignore_index=-100, got 3")
+        for loss in ROW_LOSSES
+    ),
+    *(
+        (loss, (S, T - 1), {}, ValueError, r"class indices in \[0, 3\) or ignore_index=-100, got -1")
+        for loss in ROW_LOSSES
+    ),
+    *((loss, (S, T[:1]), {}, ValueError, r"shape of the rows, \(2,\), got int64 .* \(1,\)") for loss in ROW_LOSSES),
+    *((loss, (S, Y[:, 0]), {}, TypeError, "class indices of an integer dtype, got float32") for loss in ROW_LOSSES),
+    (hard_truncated_bce, (S, Y), {"margin": 1.1}, ValueError, "margin must be a finite number >= 0 and <= 1, got 1.1"),
+    (hard_truncated_bce, (S, Y), {"margin": -0.1}, ValueError, "margin must be a finite number"),
+    (hard_truncated_bce, (S, Y), {"margin": "x"}, TypeError, "margin must be a number, got str 'x'"),
+    (soft_truncated_bce, (S, Y), {"sharpness": -1}, ValueError, "sharpness must be a finite number >= 0, got -1"),
+    (soft_truncated_bce, (S, Y), {"sharpness": INF}, ValueError, "sharpness must be a finite number >= 0, got inf"),
+    (sigmoid_focal_loss, (S, Y), {"gamma": -1}, ValueError, "gamma must be a finite number >= 0, got -1"),
+    (sigmoid_focal_loss, (S, Y), {"gamma": None}, TypeError, "gamma must be a number, got NoneType None"),
+    (sigmoid_focal_loss, (S, Y), {"alpha": 2}, ValueError, "alpha must be a finite number >= 0 and <= 1, got 2"),
+    (sigmoid_focal_loss, (S, Y), {"alpha": -1}, ValueError, "alpha must be a finite number >= 0 and <= 1, got -1"),
+    (softmax_focal_loss, (S, T), {"gamma": -0.5}, ValueError, "gamma must be a finite number >= 0, got -0.5"),
+    (
+        softmax_focal_loss,
+        (S, T),
+        {"weight": torch.ones(2)},
+        ValueError,
+        r"weight must have one weight per class, shape \(3,\), got float32 tensor of shape \(2,\)",
+    ),
+    (softmax_focal_loss, (S, T), {"weight": torch.ones(3, 1)}, ValueError, r"shape \(3,\), got float32 .* \(3, 1\)"),
+    (softmax_focal_loss, (S, T), {"weight": T}, TypeError, "weight must be a floating tensor .*, got int64 tensor"),
+    (softmax_focal_loss, (S, T), {"weight": [1, 2, 3]}, TypeError, r"got list \[1, 2, 3\]"),
+    (soft_truncated_cross_entropy, (S, T), {"sharpness": -2}, ValueError, "sharpness must be a finite number >= 0"),
+]
+
+
+@pytest.mark.parametrize(("loss", "arguments", "options", "error", "message"), ERRORS)
+def test_errors_name_the_argument(
+    loss: Callable[..., Tensor],
+    arguments: tuple[object, ...],
+    options: dict[str, object],
+    error: type[Exception],
+    message: str,
+) -> None:
+    with pytest.raises(error, match=message):
+        loss(*arguments, **options)
+
+
+@pytest.mark.parametrize(
+    ("module", "options", "message"),
+    [
+        (HardTruncatedBCE, {"margin": 2}, "margin must be a finite number"),
+        (SoftTruncatedBCE, {"sharpness": -1}, "sharpness must be a finite number"),
+        (SigmoidFocalLoss, {"gamma": -1}, "gamma must be a finite number"),
+        (SigmoidFocalLoss, {"alpha": 1.5}, "alpha must be a finite number"),
+        (SoftmaxFocalLoss, {"gamma": -1}, "gamma must be a finite number"),
+        (SoftmaxFocalLoss, {"weight": torch.ones(2, 2)}, r"weight must have one weight per class, shape \(C,\)"),
+        (SoftTruncatedCrossEntropy, {"sharpness": -1}, "sharpness must be a finite number"),
+    ],
+)
+def test_modules_check_when_they_are_made(
+    module: type[torch.nn.Module], options: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        module(**options)
+
+
+# ----------------------------------------------------------------------------------------------------------- properties
+
+score = st.floats(-50, 50, width=32)
+label = st.floats(0, 1, width=32)
+power = st.floats(0, 6)
+
+
+@settings(deadline=None, max_examples=60)
+@given(s=score, t=label, gamma=power)
+def test_focal_is_symmetric_and_at_most_cross_entropy(s: float, t: float, gamma: float) -> None:
+    x = torch.tensor([s], dtype=torch.float64)
+    y = torch.tensor([t], dtype=torch.float64)
+    value = sigmoid_focal_loss(x, y, gamma=gamma)
+    assert 0 <= value <= sigmoid_focal_loss(x, y, gamma=0) * (1 + 1e-12)
+    torch.testing.assert_close(value, sigmoid_focal_loss(-x, 1 - y, gamma=gamma), rtol=1e-9, atol=1e-30)
+
+
+@settings(deadline=None, max_examples=60)
+@given(s=st.lists(score, min_size=2, max_size=6), shift=st.floats(-20, 20), gamma=power, k=power)
+def test_softmax_forms_ignore_a_common_shift(s: list[float], shift: float, gamma: float, k: float) -> None:
+    x, t = torch.tensor(s, dtype=torch.float64), torch.tensor(len(s) - 1)
+    for loss in (partial(softmax_focal_loss, gamma=gamma), partial(soft_truncated_cross_entropy, sharpness=k)):
+        torch.testing.assert_close(loss(x + shift, t), loss(x, t), rtol=1e-9, atol=1e-12)
+        assert loss(x, t) >= 0
+
+
+@settings(deadline=None, max_examples=60)
+@given(s=score, m=st.floats(0, 1), y=st.integers(0, 1))
+def test_hard_truncation_is_cross_entropy_or_nothing(s: float, m: float, y: int) -> None:
+    x, t = torch.tensor([s], dtype=torch.float64), torch.tensor([y])
+    p_t = torch.sigmoid(x if y else -x).item()
+    if math.isclose(p_t, m, rel_tol=1e-9):
+        return
+    ce = sigmoid_focal_loss(x, t, gamma=0)
+    torch.testing.assert_close(hard_truncated_bce(x, t, margin=m), ce if p_t < m else torch.zeros_like(ce))

@@ -1,0 +1,123 @@
+"""What a user gets with ``pip install``, and what the first cell of a notebook does on Colab."""
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import zipfile
+from email.parser import Parser
+
+import pytest
+
+from tools.chapters import ROOT, all_chapters, config
+from tools.reader import setup_cell
+
+SOURCES = ("lossbook", "data", "pyproject.toml", "README.md", "LICENSE")
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """The wheel of the working tree."""
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", folder, ROOT]
+    subprocess.run(command, check=True)
+    (path,) = folder.glob("lossbook-*.whl")
+    return path
+
+
+def test_the_package_needs_torch_and_numpy_and_nothing_else(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (n for n in archive.namelist() if n.endswith(".dist-info/METADATA"))
+        metadata = Parser().parsestr(archive.read(name).decode())
+    needed = [line for line in metadata.get_all("Requires-Dist") if "extra ==" not in line]
+    assert sorted(line.split(">")[0] for line in needed) == ["numpy", "torch"]
+    assert {"book", "data", "notebook", "plots", "test"} <= set(metadata.get_all("Provides-Extra"))
+
+
+def test_the_wheel_has_the_types_and_the_data_of_the_chapters(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+    assert "lossbook/py.typed" in names
+    for path in sorted((ROOT / "data").rglob("*.json")):
+        assert f"lossbook/_data/{path.relative_to(ROOT / 'data').as_posix()}" in names
+    assert not [n for n in names if n.startswith(("tests", "tools", "chapters"))]
+
+
+# ---------------------------------------------------------------- the first cell of a notebook
+
+
+@pytest.fixture(scope="module")
+def colab(tmp_path_factory):
+    """An environment like Colab's: torch, numpy and what the chapters need, a ``google.colab``, no lossbook.
+
+    The repository that the notebooks name is redirected to a clone of the working tree.
+    """
+    if not shutil.which("git"):
+        pytest.skip("git is missing; the setup cell installs from a repository")
+    folder = tmp_path_factory.mktemp("colab")
+    environment = folder / "environment"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
+    site = next(environment.glob("lib/python*/site-packages"))
+    # All of the present environment but lossbook, whose editable install is a .pth file that is not read from here.
+    (site / "base.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
+    (site / "google/colab").mkdir(parents=True)
+    (site / "google/colab/__init__.py").touch()
+
+    repository = folder / "repository"
+    repository.mkdir()
+    for name in SOURCES:
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        copy(ROOT / name, repository / name)
+    shutil.rmtree(repository / "lossbook/__pycache__", ignore_errors=True)
+    identity = ["-c", "user.name=Test", "-c", "user.email=test@example.org"]
+    subprocess.run(["git", "init", "--quiet", "--initial-branch=main"], cwd=repository, check=True)
+    subprocess.run(["git", "add", "."], cwd=repository, check=True)
+    subprocess.run(["git", *identity, "commit", "--quiet", "-m", "all"], cwd=repository, check=True)
+    return environment / "bin/python", repository, site
+
+
+def run_setup(colab, tmp_path, source):
+    python, repository, _ = colab
+    environment = {
+        **os.environ,
+        "GIT_CONFIG_COUNT": "1",
+        "GIT_CONFIG_KEY_0": f"url.file://{repository}.insteadOf",
+        "GIT_CONFIG_VALUE_0": config()["repository"]["url"],
+        "PIP_NO_BUILD_ISOLATION": "0",  # "0" means no isolation: hatchling is at hand, a network may not be
+        "LOSSBOOK_DEVICE": "cpu",
+    }
+    environment.pop("PYTHONPATH", None)
+    return subprocess.run([python, "-c", source], cwd=tmp_path, env=environment, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("chapter", all_chapters()[:1], ids=lambda c: c.slug)
+def test_the_setup_cell_installs_on_colab_checks_and_refuses(colab, chapter, tmp_path):
+    source = setup_cell(chapter).source
+    first = run_setup(colab, tmp_path, source)
+    assert first.returncode == 0, first.stderr
+    assert "lossbook 0." in first.stdout
+    installed = {path.name.split("-")[0] for path in colab[2].glob("*.dist-info")}
+    assert installed == {"lossbook"}, "torch, numpy and all the rest stay as they are"
+    assert not list(tmp_path.iterdir()), "the list of what must stay is removed again"
+
+    second = run_setup(colab, tmp_path, source)
+    assert second.returncode == 0, second.stderr
+
+    other = source.replace(f'DIGEST = "{chapter.package_digest}"', 'DIGEST = "0123456789abcdef"')
+    assert other != source
+    refused = run_setup(colab, tmp_path, other)
+    assert refused.returncode != 0
+    assert "is not the one this notebook was made with" in refused.stderr
+    assert "pip install --force-reinstall --no-deps" in refused.stderr
+
+
+def test_without_colab_the_setup_cell_says_how_to_install(colab, tmp_path):
+    """Run last: it takes Colab and lossbook away."""
+    site = colab[2]
+    shutil.rmtree(site / "google")
+    for path in site.glob("lossbook*"):
+        shutil.rmtree(path)
+    done = run_setup(colab, tmp_path, setup_cell(all_chapters()[0]).source)
+    assert done.returncode != 0
+    assert "lossbook is not installed. In a clone run `make book`; elsewhere: pip install" in done.stderr

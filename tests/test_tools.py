@@ -1,0 +1,302 @@
+"""The machinery of the book: stamps, the reader's notebook, and the way from an edit to the page."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import nbformat
+import pytest
+
+from tools import reader
+from tools.chapters import ROOT, Chapter, StaleChapterError, all_chapters, imported_modules, plain_python
+from tools.reader import Context, SourceError, insert_facts, labelled_equations, to_markdown
+
+CONTEXT = Context(
+    equations={"one": "1.1", "two": "1.2"},
+    citations={"su": {"author": "Su", "year": "2020", "url": "https://example.org/su"}},
+    values={"gain": "0.52"},
+    facts={"time": "6 s on CPU"},
+    notebooks={"focal"},
+)
+
+
+# ---------------------------------------------------------------- MyST to Markdown
+
+
+@pytest.mark.parametrize(
+    ("myst", "markdown"),
+    [
+        ("plain *text* with $x$", "plain *text* with $x$"),
+        ("$$\na = b\n$$ (one)", "$$\na = b \\tag{1.1}\n$$"),
+        ("$$\na = b\n$$", "$$\na = b\n$$"),
+        ("```{math}\n:label: two\na = b\n```", "$$\na = b \\tag{1.2}\n$$"),
+        ("see {eq}`one` and {eq}`two`", "see (1.1) and (1.2)"),
+        ("{cite:t}`su` says", "[Su (2020)](https://example.org/su) says"),
+        ("it works {cite:p}`su`", "it works ([Su, 2020](https://example.org/su))"),
+        ("reached {glue:text}`gain`.", "reached 0.52."),
+        ("takes {stamp}`time`.", "takes 6 s on CPU."),
+        ("{func}`~lossbook.focal.sigmoid_focal_loss`", "`sigmoid_focal_loss`"),
+        ("{func}`lossbook.focal.sigmoid_focal_loss`", "`focal.sigmoid_focal_loss`"),
+        ("{term}`score <scores>`", "score"),
+        ("code `{eq}` stays", "code `{eq}` stays"),
+        ("(target)=\n# Title", "\n# Title"),
+        ("[next](focal.md) and [words](notation.md#scores)", "[next](focal.ipynb) and [words](notation.md#scores)"),
+        (":::{note}\nlook {eq}`one`\n:::", "> **Note**\n>\n> look (1.1)"),
+        (":::{admonition} Title $x$\n:class: tip\nbody\n:::", "> **Title $x$**\n>\n> body"),
+        (
+            ":::{admonition} Solution\n:class: dropdown\n```python\nx = {}\n```\n:::",
+            "<details><summary>Solution</summary>\n\n```python\nx = {}\n```\n\n</details>",
+        ),
+        ("````{note}\n```python\ny\n```\n````", "> **Note**\n>\n> ```python\n> y\n> ```"),
+        ("```{figure} picture.png\n:alt: a cat\nCaption {eq}`one`\n```", "![a cat](picture.png)\n\n*Caption (1.1)*"),
+        ("- item\n\n  :::{tip}\n  inner\n  :::", "- item\n\n  > **Tip**\n  >\n  > inner"),
+        ("```python\n{eq}`one` $$a$$ (one)\n```", "```python\n{eq}`one` $$a$$ (one)\n```"),
+    ],
+)
+def test_each_form_of_myst_becomes_markdown(myst, markdown):
+    assert to_markdown(myst, CONTEXT) == markdown
+
+
+@pytest.mark.parametrize(
+    ("myst", "message"),
+    [
+        ("{eq}`three`", "no equation is called 'three'"),
+        ("$$\na\n$$ (three)", "no equation is called 'three'"),
+        ("{cite:t}`lin`", "no reference is called 'lin'"),
+        ("{glue:text}`loss`", "no value is called 'loss'"),
+        ("{numref}`x`", "role {numref} has no form"),
+        (":::{mermaid}\nx\n:::", "directive {mermaid} has no form"),
+        (":::{note}\nnever closed", "never closed"),
+        ("::: note\nx\n:::", "colon fence without a directive"),
+    ],
+)
+def test_what_a_notebook_cannot_show_is_an_error_with_its_place(myst, message):
+    with pytest.raises(
+        SourceError, match="chapters/x.md, cell 3: .*" + message.replace("{", r"\{").replace("}", r"\}")
+    ):
+        to_markdown(myst, CONTEXT, "chapters/x.md, cell 3")
+
+
+def test_labels_inside_code_are_not_equations():
+    assert labelled_equations("$$a$$ (one)\n\n```python\n$$b$$ (no)\n```\n\n:::{note}\n$$c$$ (two)\n:::") == [
+        "one",
+        "two",
+    ]
+
+
+def test_facts_are_inserted_by_name():
+    assert insert_facts("{stamp}`time`, {stamp}`time`", {"time": "6 s"}) == "6 s, 6 s"
+    with pytest.raises(KeyError):
+        insert_facts("{stamp}`speed`", {"time": "6 s"})
+
+
+def test_imports_are_found_wherever_they_stand():
+    code = "import a.b\ndef f():\n    from c import d\nfrom . import e\nfrom .f import g\n"
+    assert imported_modules(code, "p") == {"a.b", "c", "c.d", "p", "p.e", "p.f", "p.f.g"}
+    assert plain_python("%matplotlib inline\n!ls\nx = 5 % 3") == "\n\nx = 5 % 3"
+
+
+# ---------------------------------------------------------------- the committed chapters
+
+
+@pytest.mark.parametrize("chapter", all_chapters(), ids=lambda c: c.slug)
+class TestCommittedChapter:
+    def test_is_fresh(self, chapter):
+        assert chapter.stale() is None
+
+    def test_notebook_is_what_the_source_gives(self, chapter):
+        made = nbformat.writes(reader.build_notebook(chapter, chapter.notebook)) + "\n"
+        assert made == chapter.notebook_path.read_text(encoding="utf-8"), "run `make book` and commit the notebook"
+
+    def test_knows_its_slug(self, chapter):
+        assert chapter.source.metadata["slug"] == chapter.slug
+
+    def test_notebook_has_no_myst_left(self, chapter):
+        text = "\n".join(c.source for c in chapter.notebook.cells if c.cell_type == "markdown")
+        prose = "\n".join(part for _, part in reader._outside_fences(text))
+        assert not reader.ROLE.search(prose)
+        assert ":::" not in prose
+        assert "```{" not in text
+
+    def test_records_where_it_ran(self, chapter):
+        stamp = chapter.notebook.metadata["lossbook"]
+        assert stamp["device"]
+        assert stamp["seconds"] > 0
+        assert set(stamp["versions"]) == {"python", "torch", "numpy"}
+
+    def test_fits_the_time_of_a_laptop(self, chapter):
+        times = json.loads((ROOT / reader.TIMINGS).read_text(encoding="utf-8"))[chapter.slug]
+        assert times["cpu"]["seconds"] <= 90
+
+
+# ---------------------------------------------------------------- from an edit to the page, on a book of one chapter
+
+TINY = """---
+jupytext:
+  text_representation:
+    extension: .md
+    format_name: myst
+kernelspec:
+  display_name: Python 3
+  language: python
+  name: python3
+slug: tiny
+---
+
+# A tiny chapter
+
+The answer of $f$ is {glue:text}`answer`, by
+
+$$
+f(x) = 2 x .
+$$ (tiny-f)
+
+```{code-cell} ipython3
+from lossbook.claims import glue
+from lossbook.data import book_file
+from lossbook.tiny import f
+
+offset = int(open(book_file("offset.txt")).read())
+glue("answer", str(f(20) + offset))
+f(20) + offset
+```
+"""
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """A copy of the machinery around a book of one small chapter, executed once."""
+    root = tmp_path_factory.mktemp("tiny")
+    for name in ("tools", "lossbook", "_static", "_config.yml", "references.bib", "pyproject.toml"):
+        source = ROOT / name
+        if source.is_dir():
+            shutil.copytree(source, root / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(source, root / name)
+    (root / "chapters").mkdir()
+    (root / "data/results").mkdir(parents=True)
+    (root / "data/offset.txt").write_text("2")
+    (root / "lossbook/tiny.py").write_text("from lossbook import _helper\n\n\ndef f(x):\n    return _helper.TWO * x\n")
+    (root / "lossbook/_helper.py").write_text("TWO = 2\n")
+    (root / "chapters/tiny.md").write_text(TINY)
+    (root / "index.md").write_text("# Tiny book\n\nSee the [chapter](chapters/tiny.md).\n")
+    (root / "_toc.yml").write_text(
+        "format: jb-book\nroot: index\n"
+        "parts:\n- caption: Chapters\n  numbered: true\n  chapters:\n  - file: chapters/tiny\n"
+    )
+    run(root, "tools.execute", check=True)
+    return root
+
+
+def run(root, module, *arguments, check=False):
+    environment = {**os.environ, "PYTHONPATH": str(root), "LOSSBOOK_DEVICE": "cpu"}
+    command = [sys.executable, "-m", module, *arguments]
+    return subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=check)
+
+
+def page(root):
+    return (root / "_build/html/chapters/tiny.html").read_text(encoding="utf-8")
+
+
+def test_an_edit_of_the_package_reaches_page_and_notebook(tiny):
+    assert Chapter("tiny", 1, tiny).modules == (
+        "lossbook/__init__.py",
+        "lossbook/_extras.py",
+        "lossbook/_helper.py",
+        "lossbook/claims.py",
+        "lossbook/data.py",
+        "lossbook/tiny.py",
+    )
+    assert run(tiny, "tools.build").returncode == 0
+    assert "<strong>42</strong>" in page(tiny) or ">42<" in page(tiny)
+    helper = tiny / "lossbook/_helper.py"
+    before = helper.read_text()
+    try:
+        helper.write_text("TWO = 3\n")
+        stopped = run(tiny, "tools.build")
+        assert stopped.returncode != 0
+        assert "chapters/tiny.md is stale: lossbook/_helper.py changed after it was executed" in stopped.stderr
+        assert "Run `make book`" in stopped.stderr
+        assert "Traceback" not in stopped.stderr
+        assert run(tiny, "tools.execute", "--check").returncode == 1
+        run(tiny, "tools.execute", check=True)
+        assert run(tiny, "tools.build").returncode == 0
+        assert ">62<" in page(tiny)
+        assert "is 62, by" in (tiny / "chapters/tiny.ipynb").read_text()
+    finally:
+        helper.write_text(before)
+        run(tiny, "tools.execute", check=True)
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "reason"),
+    [
+        (
+            "chapters/tiny.md",
+            "f(20) + offset\n```",
+            "f(21) + offset\n```",
+            "its code cells differ from those of its notebook",
+        ),
+        ("data/offset.txt", "2", "3", "data/offset.txt changed after it was executed"),
+        ("lossbook/tiny.py", "return", "return 1 +", "lossbook/tiny.py changed after it was executed"),
+        ("chapters/tiny.ipynb", '"code": "', '"code": "0', "its code cells changed after they were executed"),
+        ("chapters/tiny.ipynb", '"lossbook": {', '"stripped": {', "its notebook has no stamp"),
+        ("chapters/tiny.ipynb", None, None, "it has not been executed yet"),
+    ],
+)
+def test_every_cause_of_staleness_is_told(tiny, file, old, new, reason):
+    path = tiny / file
+    before = path.read_text()
+    try:
+        if old is None:
+            path.unlink()
+        else:
+            assert old in before
+            path.write_text(before.replace(old, new))
+        with pytest.raises(StaleChapterError, match=f"chapters/tiny.md is stale: {reason}. Run `make book`"):
+            Chapter("tiny", 1, tiny).require_fresh()
+    finally:
+        path.write_text(before)
+    assert Chapter("tiny", 1, tiny).stale() is None
+
+
+def test_an_edit_that_a_chapter_does_not_touch_leaves_it_fresh(tiny):
+    (tiny / "lossbook/unrelated.py").write_text("x = 1\n")
+    (tiny / "data/unrelated.txt").write_text("x")
+    assert Chapter("tiny", 1, tiny).stale() is None
+
+
+def test_an_edit_of_prose_renews_the_notebook_without_executing(tiny):
+    source = tiny / "chapters/tiny.md"
+    before = source.read_text()
+    try:
+        source.write_text(before.replace("# A tiny chapter", "# A small chapter"))
+        done = run(tiny, "tools.execute", check=True)
+        assert "text of the notebook renewed" in done.stderr
+        assert "executing" not in done.stderr
+        assert "# A small chapter" in (tiny / "chapters/tiny.ipynb").read_text()
+    finally:
+        source.write_text(before)
+        run(tiny, "tools.execute", check=True)
+
+
+def test_a_failing_chapter_keeps_its_old_notebook(tiny):
+    source, notebook = tiny / "chapters/tiny.md", tiny / "chapters/tiny.ipynb"
+    before, kept = source.read_text(), notebook.read_text()
+    try:
+        source.write_text(before.replace("f(20) + offset\n```", "f(20) / 0\n```"))
+        done = run(tiny, "tools.execute")
+        assert done.returncode == 1
+        assert "a cell failed, the old notebook is kept" in done.stderr
+        assert "ZeroDivisionError" in done.stderr
+        assert notebook.read_text() == kept
+    finally:
+        source.write_text(before)
+
+
+def test_an_unknown_chapter_is_named(tiny):
+    done = run(tiny, "tools.execute", "huge")
+    assert done.returncode == 2
+    assert "no such chapter: huge; there are tiny" in done.stderr

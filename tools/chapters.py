@@ -1,0 +1,189 @@
+"""The chapters of the book: where they are, what they depend on, whether their stored outputs are still true.
+
+A chapter is a MyST text notebook ``chapters/<slug>.md``. Its executed form, ``chapters/<slug>.ipynb``, carries a
+stamp: digests of its code cells, of the ``lossbook`` modules that it imports (also indirectly) and of the files under
+``data/`` that it read. If one of them differs from what is there now, the outputs are stale.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jupytext
+import nbformat
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+SETUP_TAG = "lossbook-setup"
+EXECUTE = "make book"
+
+
+def digest(text: str) -> str:
+    """16 hex digits of the SHA-256 of a text, the same on every platform."""
+    return hashlib.sha256(text.replace("\r\n", "\n").encode()).hexdigest()[:16]
+
+
+def read(path: Path) -> str:
+    """A text file with plain newlines."""
+    return path.read_text(encoding="utf-8")
+
+
+def code_cells(notebook: Any) -> list[Any]:
+    """The code cells of a notebook without the generated setup cell."""
+    return [c for c in notebook.cells if c.cell_type == "code" and SETUP_TAG not in c.metadata.get("tags", [])]
+
+
+def imported_modules(code: str, package: str = "") -> set[str]:
+    """Names of all the modules that a piece of code imports, also inside functions.
+
+    ``from a import b`` yields ``a`` and ``a.b``, since ``b`` may be a module; ``package`` resolves relative imports.
+    """
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                base = f"{package}.{base}".rstrip(".")
+            found |= {base} | {f"{base}.{alias.name}" for alias in node.names}
+    return found
+
+
+def plain_python(code: str) -> str:
+    """The code without lines only IPython understands (``%magic``, ``!command``)."""
+    return "\n".join("" if re.match(r"\s*[%!]", line) else line for line in code.splitlines())
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """One chapter and everything that can be known of it without executing it."""
+
+    slug: str
+    number: int
+    root: Path = ROOT
+
+    @property
+    def source_path(self) -> Path:
+        return self.root / "chapters" / f"{self.slug}.md"
+
+    @property
+    def notebook_path(self) -> Path:
+        return self.root / "chapters" / f"{self.slug}.ipynb"
+
+    @cached_property
+    def source(self) -> Any:
+        """The source as a notebook, without outputs."""
+        return jupytext.reads(read(self.source_path), fmt="md:myst")
+
+    @cached_property
+    def notebook(self) -> Any | None:
+        """The executed notebook, or None where there is none yet."""
+        if not self.notebook_path.exists():
+            return None
+        return nbformat.reads(read(self.notebook_path), as_version=4)
+
+    def code_digest(self, notebook: Any | None = None) -> str:
+        """Digest of the code cells of a notebook (of the source, if none is given)."""
+        cells = code_cells(notebook or self.source)
+        return digest("\n\x00".join(cell.source.strip() for cell in cells))
+
+    @cached_property
+    def modules(self) -> tuple[str, ...]:
+        """The files of ``lossbook`` that the chapter imports, directly or not, relative to the root, sorted."""
+        queue = imported_modules("\n".join(plain_python(c.source) for c in code_cells(self.source)))
+        queue.add("lossbook")
+        seen: set[str] = set()
+        files: set[str] = set()
+        while queue:
+            name = queue.pop()
+            if name in seen or name.split(".")[0] != "lossbook":
+                continue
+            seen.add(name)
+            stem = self.root.joinpath(*name.split("."))
+            file = stem / "__init__.py" if stem.is_dir() else stem.with_suffix(".py")
+            if file.exists():
+                files.add(file.relative_to(self.root).as_posix())
+                package = name if stem.is_dir() else name.rpartition(".")[0]
+                queue |= imported_modules(read(file), package)
+        return tuple(sorted(files))
+
+    @cached_property
+    def package_digest(self) -> str:
+        """Digest of the files in ``modules``; the setup cell of the notebook compares it with what is installed."""
+        return digest("".join(read(self.root / name) for name in self.modules))
+
+    def file_digests(self, names: list[str]) -> dict[str, str | None]:
+        """Digests of files under the root; None for a file that does not exist."""
+        return {n: digest(read(self.root / n)) if (self.root / n).exists() else None for n in names}
+
+    def stale(self) -> str | None:
+        """Why the stored outputs cannot be shown, or None if they are those of the code that is there."""
+        if self.notebook is None:
+            return "it has not been executed yet"
+        if self.code_digest(self.notebook) != self.code_digest():
+            return "its code cells differ from those of its notebook"
+        stamp = self.notebook.metadata.get("lossbook")
+        if not stamp:
+            return "its notebook has no stamp"
+        if stamp["code"] != self.code_digest():
+            return "its code cells changed after they were executed"
+        if stamp["modules"] != self.file_digests(list(self.modules)):
+            old = stamp["modules"]
+            new = self.file_digests(list(self.modules))
+            changed = sorted(n for n in old.keys() | new.keys() if old.get(n) != new.get(n))
+            return f"{', '.join(changed)} changed after it was executed"
+        if stamp["files"] != (now := self.file_digests(list(stamp["files"]))):
+            changed = sorted(n for n in now if now[n] != stamp["files"][n])
+            return f"{', '.join(changed)} changed after it was executed"
+        return None
+
+    def require_fresh(self) -> None:
+        """Raise with one line that names the command if the stored outputs are stale."""
+        if reason := self.stale():
+            raise StaleChapterError(f"chapters/{self.slug}.md is stale: {reason}. Run `{EXECUTE}` to execute it again.")
+
+
+class StaleChapterError(Exception):
+    """The stored outputs of a chapter are not those of its present code."""
+
+
+def is_notebook_source(path: Path) -> bool:
+    """Whether a page is a text notebook: its front matter names a kernel."""
+    text = read(path)
+    return text.startswith("---\n") and "\nkernelspec:" in text.split("\n---\n", 1)[0]
+
+
+def toc_pages(root: Path = ROOT) -> list[tuple[str, int | None]]:
+    """The pages of the book in reading order, each with its number where its part is numbered."""
+    toc = yaml.safe_load(read(root / "_toc.yml"))
+    pages: list[tuple[str, int | None]] = [(toc["root"], None)]
+    number = 0
+    for part in toc["parts"]:
+        for entry in part["chapters"]:
+            if part.get("numbered"):
+                number += 1
+            pages.append((entry["file"], number if part.get("numbered") else None))
+    return pages
+
+
+def all_chapters(root: Path = ROOT) -> list[Chapter]:
+    """The executable chapters in the order of the table of contents."""
+    chapters = []
+    for page, number in toc_pages(root):
+        path = (root / page).with_suffix(".md")
+        if number is not None and is_notebook_source(path):
+            chapters.append(Chapter(path.stem, number, root))
+    return chapters
+
+
+def config(root: Path = ROOT) -> dict[str, Any]:
+    """The book's ``_config.yml``."""
+    loaded: dict[str, Any] = yaml.safe_load(read(root / "_config.yml"))
+    return loaded

@@ -1,0 +1,164 @@
+"""Execute the chapters whose stored outputs are stale and write the readers' notebooks.
+
+``python -m tools.execute`` executes what is stale, ``--all`` everything, ``--check`` only tells. A chapter that fails
+leaves its old notebook untouched.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+import time
+from datetime import date
+from typing import Any
+
+import nbformat
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+from tqdm.auto import tqdm
+
+from tools.chapters import Chapter, StaleChapterError, all_chapters, code_cells, read
+from tools.reader import TIMINGS, SourceError, setup_cell, write_notebook
+
+# Runs before a chapter's cells: notes which files under data/ the chapter reads, and keeps progress bars one line long.
+BEFORE = """
+import sys as _sys
+_opened = set()
+_sys.addaudithook(lambda event, args: _opened.add(str(args[0])) if event == "open" else None)
+"""
+# Runs after them: what the stamp records.
+AFTER = """
+import json as _json, platform as _platform, pathlib as _pathlib, sys as _sys
+import numpy as _numpy, torch as _torch, lossbook as _lossbook
+from lossbook.devices import best_device as _best, describe_device as _describe
+_root = _pathlib.Path(_lossbook.__file__).resolve().parent.parent
+def _inside(paths, folder):
+    found = {_pathlib.Path(p).resolve() for p in paths if not p.isdigit()}
+    return sorted(p.relative_to(_root).as_posix() for p in found if p.is_relative_to(_root / folder))
+print(_json.dumps({
+    "files": _inside(_opened, "data"),
+    "modules": _inside([getattr(m, "__file__", None) or "" for m in list(_sys.modules.values())], "lossbook"),
+    "kind": _best().type,
+    "device": _describe(),
+    "versions": {
+        "python": _platform.python_version(),
+        "torch": _torch.__version__.split("+")[0],
+        "numpy": _numpy.__version__,
+    },
+}))
+"""
+PROGRESS = re.compile(r"\d+%\|")
+
+
+def execute(chapter: Chapter, timeout: int = 1800) -> tuple[Any, dict[str, Any]]:
+    """Run the chapter in a fresh kernel; return the notebook with outputs and stamp, and the record of its time."""
+    notebook = nbformat.v4.new_notebook()
+    before, after = nbformat.v4.new_code_cell(BEFORE), nbformat.v4.new_code_cell(AFTER)
+    setup = setup_cell(chapter)
+    body = [nbformat.from_dict(dict(cell)) for cell in chapter.source.cells]
+    notebook.cells = [before, setup, *body, after]
+    client = NotebookClient(
+        notebook,
+        timeout=timeout,
+        kernel_name="python3",
+        resources={"metadata": {"path": str(chapter.source_path.parent)}},
+    )
+    started = time.perf_counter()
+    with client.setup_kernel(), tqdm(notebook.cells, desc=chapter.slug, unit="cell", file=sys.stderr) as bar:
+        for i, cell in enumerate(bar):
+            client.execute_cell(cell, i)
+    seconds = time.perf_counter() - started
+
+    facts = json.loads(after.outputs[0]["text"])
+    hidden = set(facts["modules"]) - set(chapter.modules)
+    if hidden:
+        raise SourceError(f"chapters/{chapter.slug}.md loads {sorted(hidden)} in a way that its imports do not show")
+    notebook.cells = [setup, *body]
+    for count, cell in enumerate(code for code in notebook.cells if code.cell_type == "code"):
+        cell.execution_count = count + 1
+        cell.outputs = [tidy(output, chapter, count) for output in cell.outputs if not is_progress(output)]
+        for output in cell.outputs:
+            if "execution_count" in output:
+                output["execution_count"] = count + 1
+        cell.metadata.pop("execution", None)
+    notebook.metadata["lossbook"] = {
+        "code": chapter.code_digest(),
+        "modules": chapter.file_digests(list(chapter.modules)),
+        "files": chapter.file_digests(facts["files"]),
+        "device": facts["device"],
+        "versions": facts["versions"],
+        "seconds": round(seconds, 1),
+    }
+    record = {
+        "seconds": round(seconds, 1),
+        "device": facts["device"],
+        "versions": facts["versions"],
+        "date": date.today().isoformat(),
+    }
+    return notebook, {facts["kind"]: record}
+
+
+def is_progress(output: Any) -> bool:
+    """Whether an output is a progress bar: they are for the one who waits, not for the page."""
+    return (
+        output.get("output_type") == "stream" and output.get("name") == "stderr" and bool(PROGRESS.search(output.text))
+    )
+
+
+def tidy(output: Any, chapter: Chapter, count: int) -> Any:
+    """An output as it is stored; a warning of a cell is told to the one who runs this."""
+    if output.get("output_type") == "stream" and output.get("name") == "stderr":
+        print(f"{chapter.slug}, code cell {count} warns: {output.text.strip()}", file=sys.stderr)
+    return output
+
+
+def record_time(chapter: Chapter, record: dict[str, Any]) -> None:
+    """Keep the chapter's time on this kind of device in ``data/results/timings.json``."""
+    path = chapter.root / TIMINGS
+    path.parent.mkdir(parents=True, exist_ok=True)
+    times = json.loads(read(path)) if path.exists() else {}
+    times.setdefault(chapter.slug, {}).update(record)
+    path.write_text(json.dumps(times, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Entry point; the exit status is 1 if a chapter failed or, with ``--check``, is stale."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("slugs", nargs="*", help="chapters to execute (default: the stale ones)")
+    parser.add_argument("--all", action="store_true", help="execute every chapter, stale or not")
+    parser.add_argument("--check", action="store_true", help="execute nothing; fail if a chapter is stale")
+    options = parser.parse_args(arguments)
+    chapters = all_chapters()
+    unknown = set(options.slugs) - {c.slug for c in chapters}
+    if unknown:
+        parser.error(f"no such chapter: {', '.join(sorted(unknown))}; there are {', '.join(c.slug for c in chapters)}")
+    for chapter in chapters:
+        try:
+            if options.check:
+                chapter.require_fresh()
+                continue
+            wanted = options.all or chapter.slug in options.slugs
+            reason = "asked for" if wanted else None if options.slugs else chapter.stale()
+            if reason:
+                print(f"{chapter.slug}: executing, {reason}", file=sys.stderr)
+                notebook, record = execute(chapter)
+                record_time(chapter, record)
+                write_notebook(chapter, notebook)
+            elif not options.slugs and write_notebook(chapter, chapter.notebook):
+                print(f"{chapter.slug}: text of the notebook renewed", file=sys.stderr)
+        except CellExecutionError as error:
+            print(f"{chapter.slug}: a cell failed, the old notebook is kept.\n{error}", file=sys.stderr)
+            return 1
+        except (SourceError, StaleChapterError) as error:
+            print(error, file=sys.stderr)
+            return 1
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
+
+
+__all__ = ["code_cells", "execute", "main", "record_time"]

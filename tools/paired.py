@@ -1,0 +1,91 @@
+"""A Sphinx extension: pages show the outputs that are stored in the chapter's notebook.
+
+MyST-NB asks :func:`read_page` for the notebook behind a page's text. It answers with the cells of the text and the
+outputs of the executed notebook, so building a page executes nothing. A chapter whose outputs are stale stops the
+build.
+"""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jupytext
+from sphinx.errors import SphinxError
+
+from tools.chapters import StaleChapterError, all_chapters, code_cells
+from tools.reader import execution_facts, insert_facts
+
+
+class StaleError(SphinxError):  # type: ignore[misc]
+    """Stops the build with one line instead of a traceback."""
+
+    category = "Stale chapter"
+
+
+def read_page(text: str) -> Any:
+    """The notebook of a page: for a chapter with its stored outputs, for other pages the text alone."""
+    page = jupytext.reads(text, fmt="md:myst")
+    slug = page.metadata.get("slug")
+    if slug is None:
+        return page
+    chapter = next(c for c in all_chapters() if c.slug == slug)
+    try:
+        chapter.require_fresh()
+    except StaleChapterError as error:
+        raise StaleError(str(error)) from None
+    facts = execution_facts(chapter)
+    for cell in page.cells:
+        if cell.cell_type == "markdown":
+            cell.source = insert_facts(cell.source, facts)
+    for cell, stored in zip(code_cells(page), code_cells(chapter.notebook), strict=True):
+        cell.outputs = copy.deepcopy(stored.outputs)
+        cell.execution_count = stored.execution_count
+    return page
+
+
+def check_chapters(app: Any) -> None:
+    """Stop before anything is read: Sphinx would skip an unchanged page, stale or not."""
+    try:
+        for chapter in all_chapters(Path(app.srcdir)):
+            chapter.require_fresh()
+    except StaleChapterError as error:
+        raise StaleError(str(error)) from None
+
+
+def note_dependencies(app: Any, docname: str, source: list[str]) -> None:
+    """Read a page again when its notebook changed, though its text did not."""
+    notebook = Path(app.srcdir) / f"{docname}.ipynb"
+    if notebook.exists():
+        app.env.note_dependency(str(notebook))
+        app.env.note_dependency(str(Path(app.srcdir) / "data/results/timings.json"))
+
+
+def tidy_page(app: Any, pagename: str, templatename: str, context: dict[str, Any], doctree: Any) -> None:
+    """Leave out what the theme loads for live code: it needs a network, and twice loaded it fails in the console."""
+    for kind in ("script_files", "css_files"):
+        context[kind] = [file for file in context.get(kind, []) if not is_thebe(file)]
+
+
+def is_thebe(file: Any) -> bool:
+    """Whether a script or style belongs to the live-code extension."""
+    return "thebe" in f"{getattr(file, 'filename', file)} {getattr(file, 'attributes', '')}".lower()
+
+
+def offer_notebooks(app: Any, exception: Exception | None) -> None:
+    """Let the download button give the reader's notebook instead of the page's own."""
+    if exception is None and app.builder.format == "html":
+        for chapter in all_chapters(Path(app.srcdir)):
+            target = Path(app.outdir) / "_sources" / "chapters" / chapter.notebook_path.name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(chapter.notebook_path, target)
+
+
+def setup(app: Any) -> dict[str, bool]:
+    app.connect("builder-inited", check_chapters)
+    app.connect("source-read", note_dependencies)
+    app.connect("html-page-context", tidy_page, priority=900)
+    app.connect("build-finished", offer_notebooks)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,0 +1,400 @@
+"""The reader's notebook: a chapter for Jupyter, Colab and GitHub, where MyST is not understood.
+
+:func:`to_markdown` turns the MyST of a chapter into plain Markdown and TeX: equations carry the numbers they have on
+the page, references to them, citations, values and admonitions are written out. What it does not know is an error, so
+that no role or directive is ever left over. :func:`build_notebook` puts the setup cell in front and fixes the cells'
+ids.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import yaml
+from pybtex.database import parse_string
+
+from tools.chapters import ROOT, SETUP_TAG, Chapter, all_chapters, config, digest, read
+
+ADMONITIONS = {"admonition", "caution", "danger", "hint", "important", "note", "seealso", "tip", "warning"}
+TIMINGS = Path("data/results/timings.json")
+
+FENCE = re.compile(r"^(?P<indent> *)(?P<fence>`{3,}|:{3,}|~{3,})(?P<info>.*)$")
+DIRECTIVE = re.compile(r"^\{(?P<name>[\w:-]+)\} *(?P<argument>.*)$")
+OPTION = re.compile(r"^:(?P<key>[\w-]+):(?: +(?P<value>.*))?$")
+DISPLAY = re.compile(r"\$\$(?P<tex>.+?)\$\$(?: *\((?P<label>[\w:-]+)\))?", re.DOTALL)
+ROLE = re.compile(r"\{(?P<name>[a-z][\w:.-]*)\}`(?P<text>[^`]+)`")
+CODE_SPAN = re.compile(r"(?<!\})(?<!`)(`+)(?!`).+?(?<!`)\1(?!`)", re.DOTALL)
+TITLE_TARGET = re.compile(r"^(?P<title>.*?) *<(?P<target>[^>]+)>$", re.DOTALL)
+PAGE_LINK = re.compile(r"\]\((?P<slug>\w+)\.md(?P<anchor>#[\w-]+)?\)")
+LABEL = re.compile(r"^\([\w:.-]+\)=\s*$", re.MULTILINE)
+FACT = re.compile(r"\{stamp\}`(?P<name>\w+)`")
+
+
+class SourceError(Exception):
+    """A chapter's source holds something that cannot be written in a reader's notebook."""
+
+
+@dataclass
+class Context:
+    """What references resolve to."""
+
+    equations: dict[str, str]
+    citations: dict[str, dict[str, str]] = field(default_factory=dict)
+    values: dict[str, str] = field(default_factory=dict)
+    facts: dict[str, str] = field(default_factory=dict)
+    notebooks: set[str] = field(default_factory=set)
+
+
+# ---------------------------------------------------------------- what references resolve to
+
+
+def labelled_equations(text: str) -> list[str]:
+    """The labels of the numbered equations of a MyST text, in order."""
+    found = []
+    for line_start, body in _outside_fences(text):
+        found += [(line_start, m.start(), m["label"]) for m in DISPLAY.finditer(body) if m["label"]]
+    return [label for *_, label in sorted(found)]
+
+
+def equation_numbers(chapters: list[Chapter]) -> dict[str, str]:
+    """Label to number, ``(chapter.equation)`` as on the pages."""
+    numbers: dict[str, str] = {}
+    for chapter in chapters:
+        text = "\n\n".join(c.source for c in chapter.source.cells if c.cell_type == "markdown")
+        for i, label in enumerate(labelled_equations(text), start=1):
+            if label in numbers:
+                raise SourceError(f"chapters/{chapter.slug}.md: the equation label {label!r} is given twice")
+            numbers[label] = f"{chapter.number}.{i}"
+    return numbers
+
+
+def citations(root: Path = ROOT) -> dict[str, dict[str, str]]:
+    """Key to author, year and link of every entry of ``references.bib``."""
+    found = {}
+    for key, entry in parse_string(read(root / "references.bib"), "bibtex").entries.items():
+        names = [" ".join([*p.prelast_names, *p.last_names]) for p in entry.persons["author"]]
+        author = names[0] if len(names) == 1 else " and ".join(names) if len(names) == 2 else f"{names[0]} et al."
+        found[key] = {"author": author, "year": entry.fields["year"], "url": entry.fields["url"]}
+    return found
+
+
+def glued_values(notebook: Any) -> dict[str, str]:
+    """The values that the notebook's cells bound to names."""
+    values = {}
+    for cell in notebook.cells if notebook else []:
+        for output in cell.get("outputs", []):
+            bound = output.get("metadata", {}).get("scrapbook")
+            if bound:
+                text = output["data"][f"{bound['mime_prefix']}text/plain"]
+                values[bound["name"]] = str(ast.literal_eval(text))
+    return values
+
+
+def execution_facts(chapter: Chapter) -> dict[str, str]:
+    """What is known of the chapter's execution: ``{stamp}`time`` in a text is replaced by it."""
+    path = chapter.root / TIMINGS
+    times = json.loads(read(path)).get(chapter.slug, {}) if path.exists() else {}
+    known = [f"{record['seconds']:.0f} s on {record['device']}" for _, record in sorted(times.items())]
+    if "cuda" not in times:
+        known.append("not yet measured on a GPU")
+    return {"time": "; ".join(known)}
+
+
+def insert_facts(text: str, facts: dict[str, str]) -> str:
+    """The text with its ``{stamp}`` roles replaced."""
+    return FACT.sub(lambda m: facts[m["name"]], text)
+
+
+def context_for(chapter: Chapter, notebook: Any) -> Context:
+    """What references in a chapter resolve to, with the values of an executed notebook."""
+    chapters = all_chapters(chapter.root)
+    return Context(
+        equations=equation_numbers(chapters),
+        citations=citations(chapter.root),
+        values=glued_values(notebook),
+        facts=execution_facts(chapter),
+        notebooks={c.slug for c in chapters},
+    )
+
+
+# ---------------------------------------------------------------- MyST to Markdown
+
+
+def _outside_fences(text: str) -> Iterator[tuple[int, str]]:
+    """The parts of a text that are not inside a verbatim fence, each with the number of its first line."""
+    part: list[str] = []
+    start, closing = 0, ""
+    for i, line in enumerate(text.split("\n")):
+        match = FENCE.match(line)
+        if closing:
+            if line.strip() == closing:
+                closing, start, part = "", i + 1, []
+        elif match and match["fence"][0] != ":" and not DIRECTIVE.match(match["info"].strip()):
+            yield start, "\n".join(part)
+            closing = match["fence"]
+        else:
+            part.append(line)
+    if not closing:
+        yield start, "\n".join(part)
+
+
+def to_markdown(text: str, context: Context, where: str = "the text") -> str:
+    """MyST as plain Markdown."""
+    out: list[str] = []
+    prose: list[str] = []
+    lines = text.split("\n")
+    i = 0
+
+    def flush() -> None:
+        if prose:
+            out.append(_inline("\n".join(prose), context, where))
+            prose.clear()
+
+    while i < len(lines):
+        match = FENCE.match(lines[i])
+        if not match:
+            prose.append(lines[i])
+            i += 1
+            continue
+        end = _closing(lines, i, match["fence"])
+        if end is None:
+            raise SourceError(f"{where}: the fence {lines[i].strip()!r} is never closed")
+        flush()
+        body = [line.removeprefix(match["indent"]) for line in lines[i + 1 : end]]
+        directive = DIRECTIVE.match(match["info"].strip())
+        if directive:
+            block = _directive(directive["name"], directive["argument"], body, context, where)
+        elif match["fence"][0] == ":":
+            raise SourceError(f"{where}: a colon fence without a directive: {lines[i].strip()!r}")
+        else:
+            block = "\n".join([match["fence"] + match["info"], *body, match["fence"]])
+        out.append("\n".join(match["indent"] + line if line else line for line in block.split("\n")))
+        i = end + 1
+    flush()
+    return "\n".join(out)
+
+
+def _closing(lines: list[str], start: int, fence: str) -> int | None:
+    """The line that closes the fence opened at ``start``: as many marks or more, nothing else."""
+    for i in range(start + 1, len(lines)):
+        mark = lines[i].strip()
+        if mark and set(mark) == {fence[0]} and len(mark) >= len(fence):
+            return i
+    return None
+
+
+def _options(body: list[str]) -> tuple[dict[str, str], list[str]]:
+    """The options at the head of a directive and the rest of its body."""
+    if body and body[0].strip() == "---":
+        end = body.index("---", 1)
+        loaded = yaml.safe_load("\n".join(body[1:end])) or {}
+        return {str(k): str(v) for k, v in loaded.items()}, body[end + 1 :]
+    options: dict[str, str] = {}
+    while body and (match := OPTION.match(body[0])):
+        options[match["key"]] = match["value"] or ""
+        body = body[1:]
+    return options, body
+
+
+def _directive(name: str, argument: str, body: list[str], context: Context, where: str) -> str:
+    options, content = _options(body)
+    text = "\n".join(content).strip("\n")
+    if name == "math":
+        label = f" ({options['label']})" if "label" in options else ""
+        return _inline(f"$$\n{text}\n$${label}", context, where)
+    if name in ("figure", "image"):
+        picture = f"![{options.get('alt', '')}]({argument})"
+        return picture + (f"\n\n*{to_markdown(text, context, where)}*" if text else "")
+    if name in ADMONITIONS:
+        title = _inline(argument, context, where) if argument else name.capitalize()
+        inner = to_markdown(text, context, where)
+        if "dropdown" in options.get("class", "").split():
+            return f"<details><summary>{title}</summary>\n\n{inner}\n\n</details>"
+        quoted = [f"> {line}".rstrip() for line in f"**{title}**\n\n{inner}".split("\n")]
+        return "\n".join(quoted)
+    raise SourceError(f"{where}: the directive {{{name}}} has no form in a reader's notebook")
+
+
+def _inline(text: str, context: Context, where: str) -> str:
+    """Equations, roles and links of a text without fences; code spans stay as they are."""
+    kept: list[str] = []
+
+    def keep(found: str) -> str:
+        kept.append(found)
+        return f"\x00{len(kept) - 1}\x00"
+
+    text = LABEL.sub("", text)
+    text = DISPLAY.sub(lambda m: keep(_equation(m, context, where)), text)
+    text = ROLE.sub(lambda m: keep(_role(m["name"], m["text"], context, where)), text)
+    text = CODE_SPAN.sub(lambda m: keep(m[0]), text)
+    text = PAGE_LINK.sub(
+        lambda m: f"]({m['slug']}.{'ipynb' if m['slug'] in context.notebooks else 'md'}{m['anchor'] or ''})", text
+    )
+    while "\x00" in text:
+        text = re.sub(r"\x00(\d+)\x00", lambda m: kept[int(m[1])], text)
+    return text
+
+
+def _equation(match: re.Match[str], context: Context, where: str) -> str:
+    tex, label = match["tex"].strip(), match["label"]
+    if label is None:
+        return f"$$\n{tex}\n$$"
+    return f"$$\n{tex} \\tag{{{_lookup(context.equations, label, 'equation', where)}}}\n$$"
+
+
+def _lookup(table: dict[str, Any], key: str, what: str, where: str) -> Any:
+    if key not in table:
+        raise SourceError(f"{where}: no {what} is called {key!r}")
+    return table[key]
+
+
+def _role(name: str, text: str, context: Context, where: str) -> str:
+    split = TITLE_TARGET.match(text)
+    title, target = (split["title"], split["target"]) if split else ("", text)
+    if name == "eq":
+        return f"({_lookup(context.equations, target, 'equation', where)})"
+    if name == "glue:text":
+        return str(_lookup(context.values, target.split(":")[0], "value", where))
+    if name == "stamp":
+        return str(_lookup(context.facts, target, "fact of the execution", where))
+    if name in ("cite:p", "cite:t", "cite"):
+        entries = [_lookup(context.citations, key.strip(), "reference", where) for key in text.split(",")]
+        form: Callable[[dict[str, str]], str] = (
+            (lambda e: f"[{e['author']} ({e['year']})]({e['url']})")
+            if name == "cite:t"
+            else (lambda e: f"[{e['author']}, {e['year']}]({e['url']})")
+        )
+        joined = "; ".join(form(e) for e in entries)
+        return joined if name == "cite:t" else f"({joined})"
+    if name.removeprefix("py:") in ("func", "class", "mod", "meth", "attr", "data"):
+        short = target.split(".")[-1] if target.startswith("~") else target.removeprefix("lossbook.")
+        return f"`{title or short}`"
+    if name == "term":
+        return title or target
+    raise SourceError(f"{where}: the role {{{name}}} has no form in a reader's notebook")
+
+
+# ---------------------------------------------------------------- the notebook
+
+SETUP = """# @title Setup: run this cell first
+# It checks that the installed lossbook is the one this notebook was made with. On Colab it installs what is missing.
+import hashlib
+import importlib.util
+import pathlib
+import subprocess
+import sys
+
+SOURCE = "lossbook @ git+{url}@{ref}"
+MODULES = {modules}
+DIGEST = "{digest}"
+
+
+def install(*packages, options=()):
+    import numpy
+    import torch
+
+    keep = pathlib.Path("lossbook-constraints.txt")  # torch and numpy stay exactly as they are
+    keep.write_text(f"torch=={{torch.__version__}}\\nnumpy=={{numpy.__version__}}\\n")
+    try:
+        subprocess.run([sys.executable, "-m", "pip", "install", "-q", "-c", str(keep), *options, *packages], check=True)
+    finally:
+        keep.unlink()
+
+
+on_colab = importlib.util.find_spec("google") and importlib.util.find_spec("google.colab")
+if on_colab:
+    needed = {{"matplotlib": "matplotlib", "sklearn": "scikit-learn", "tqdm": "tqdm"}}
+    missing = [name for module, name in needed.items() if importlib.util.find_spec(module) is None]
+    if missing:
+        install(*missing)
+    if importlib.util.find_spec("lossbook") is None:
+        install(SOURCE, options=["--no-deps"])
+        importlib.invalidate_caches()
+
+if importlib.util.find_spec("lossbook") is None:
+    raise RuntimeError(f'lossbook is not installed. In a clone run `make book`; elsewhere: pip install "{{SOURCE}}"')
+
+import lossbook
+
+folder = pathlib.Path(lossbook.__file__).parent.parent
+sources = "".join(p.read_text(encoding="utf-8") if (p := folder / m).exists() else "" for m in MODULES)
+if hashlib.sha256(sources.encode()).hexdigest()[:16] != DIGEST:
+    raise RuntimeError(
+        f"The installed lossbook {{lossbook.__version__}} is not the one this notebook was made with ({version}). "
+        f'Restart the kernel after: pip install --force-reinstall --no-deps "{{SOURCE}}"'
+    )
+
+from lossbook.devices import describe_environment
+
+print(describe_environment())"""
+
+
+def setup_cell(chapter: Chapter) -> Any:
+    """The notebook's first cell: installs lossbook on Colab and checks that it is the notebook's."""
+    repository = config(chapter.root)["repository"]
+    version = re.search(r'__version__ = "(.+?)"', read(chapter.root / "lossbook/__init__.py"))
+    assert version is not None
+    ref = repository["branch"] if "dev" in version[1] else f"v{version[1]}"
+    source = SETUP.format(
+        url=repository["url"],
+        ref=ref,
+        modules="[\n" + "".join(f'    "{m}",\n' for m in chapter.modules) + "]",
+        digest=chapter.package_digest,
+        version=version[1],
+    )
+    cell = nbformat.v4.new_code_cell(source)
+    cell.metadata = {"tags": [SETUP_TAG, "nbval-ignore-output"], "cellView": "form", "jupyter": {"source_hidden": True}}
+    return cell
+
+
+def build_notebook(chapter: Chapter, executed: Any) -> Any:
+    """The reader's notebook: the text of the source, the outputs of ``executed`` and its stamp."""
+    context = context_for(chapter, executed)
+    stored = iter(code_cells_with_setup(executed))
+    setup = setup_cell(chapter)
+    first = next(stored)
+    setup.outputs, setup.execution_count = first.outputs, first.execution_count
+    cells = [setup]
+    for position, cell in enumerate(chapter.source.cells, start=1):
+        where = f"chapters/{chapter.slug}.md, cell {position}"
+        if cell.cell_type == "markdown":
+            cells.append(nbformat.v4.new_markdown_cell(to_markdown(cell.source, context, where)))
+        else:
+            new = nbformat.v4.new_code_cell(cell.source, metadata=cell.metadata)
+            done = next(stored)
+            new.outputs, new.execution_count = done.outputs, done.execution_count
+            cells.append(new)
+    for i, cell in enumerate(cells):
+        cell.id = f"{chapter.slug.replace('_', '-')}-{i:03d}"
+    metadata = {
+        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+        "language_info": {"name": "python", "file_extension": ".py", "mimetype": "text/x-python"},
+        "colab": {"provenance": [], "toc_visible": True},
+        "lossbook": executed.metadata["lossbook"],
+    }
+    notebook = nbformat.v4.new_notebook(cells=cells, metadata=metadata)
+    nbformat.validate(notebook)
+    return notebook
+
+
+def code_cells_with_setup(notebook: Any) -> list[Any]:
+    """All code cells, the setup cell first."""
+    return [c for c in notebook.cells if c.cell_type == "code"]
+
+
+def write_notebook(chapter: Chapter, executed: Any) -> bool:
+    """Write the reader's notebook if it differs from what is there; say whether it did."""
+    text = nbformat.writes(build_notebook(chapter, executed)) + "\n"
+    if chapter.notebook_path.exists() and digest(read(chapter.notebook_path)) == digest(text):
+        return False
+    partial = chapter.notebook_path.with_suffix(".partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(chapter.notebook_path)
+    return True
