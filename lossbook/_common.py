@@ -80,23 +80,25 @@ def check_scores(input: Tensor, *, name: str = "input", rows: bool = True) -> Te
 
 
 def check_index_target(
-    target: Tensor, rows: tuple[int, ...], num_classes: int, ignore_index: int, *, name: str = "target"
+    target: Tensor, rows: tuple[int, ...], num_classes: int, ignore_index: int | None, *, name: str = "target"
 ) -> Tensor:
-    """Which rows count, for class indices of shape ``rows``: a boolean tensor, False where ``ignore_index`` stands."""
+    """Which rows count, for class indices of shape ``rows``: a boolean tensor, False where ``ignore_index`` stands.
+
+    With ``ignore_index=None`` every row counts.
+    """
     if not isinstance(target, Tensor):
         raise TypeError(f"{name} must be a tensor of class indices, got {describe(target)}")
     if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
         raise TypeError(f"{name} must be class indices of an integer dtype, got {describe(target)}")
     if tuple(target.shape) != tuple(rows):
         raise ValueError(f"{name} must have the shape of the rows, {tuple(rows)}, got {describe(target)}")
-    counted = target != ignore_index
+    counted = torch.ones_like(target, dtype=torch.bool) if ignore_index is None else target != ignore_index
     if values_readable(target):
         wrong = counted & ((target < 0) | (target >= num_classes))
         if bool(wrong.any()):
             first = int(target[wrong].flatten()[0])
-            raise ValueError(
-                f"{name} must be class indices in [0, {num_classes}) or ignore_index={ignore_index}, got {first}"
-            )
+            ignored = "" if ignore_index is None else f" or ignore_index={ignore_index}"
+            raise ValueError(f"{name} must be class indices in [0, {num_classes}){ignored}, got {first}")
     return counted
 
 
@@ -127,7 +129,8 @@ def eager(*tensors: Tensor) -> bool:
     work, pieces, a hand-written backward pass.
     """
     return not (torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()) and all(
-        torch.autograd.forward_ad.unpack_dual(t).tangent is None and not torch._C._dispatch_keys(t).has(_LEGACY_BATCHED)
+        torch.autograd.forward_ad.unpack_dual(t).tangent is None  # type: ignore[no-untyped-call]
+        and not torch._C._dispatch_keys(t).has(_LEGACY_BATCHED)
         for t in tensors
     )
 
@@ -156,3 +159,14 @@ def check_labels(target: Tensor, shape: tuple[int, ...], *, hard: bool = False, 
             if not torch.equal(part * part, part):
                 wrong = part[(part != 0) & (part != 1)][0].item()
                 raise ValueError(f"{name} must be 0 or 1, got {wrong}")
+
+
+def check_mask(mask: Tensor | None, shape: tuple[int, ...]) -> None:
+    """Raise unless ``mask`` is None or boolean and broadcastable to ``shape``."""
+    if mask is None:
+        return
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+        raise TypeError(f"mask must be a boolean tensor, got {describe(mask)}")
+    fits = all(m in (1, n) for m, n in zip(reversed(mask.shape), reversed(shape), strict=False))
+    if mask.dim() > len(shape) or not fits:
+        raise ValueError(f"mask must be broadcastable to the shape of input, {tuple(shape)}, got {describe(mask)}")

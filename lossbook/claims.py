@@ -69,10 +69,8 @@ def as_text(value: object, fmt: str | None = None) -> str:
     return format(value, fmt)
 
 
-def glue(name: str, value: object, fmt: str | None = None) -> str:
+def glue(name: str, value: object, fmt: str | None = None) -> str | None:
     """Give the chapter's text a number: ``{glue:text}`name``` then shows it. The cell shows nothing.
-
-    Outside a notebook this only returns the text.
 
     Args:
         name: Unique in the chapter, without a colon.
@@ -80,18 +78,23 @@ def glue(name: str, value: object, fmt: str | None = None) -> str:
         fmt: See :func:`as_text`.
 
     Returns:
-        The text that the page will show.
+        Outside a notebook the text that the page would show, and nothing else happens. In a notebook None, since a
+        cell shows the value of its last line.
+
+    Raises:
+        ValueError: ``name`` is empty or has a colon.
     """
     if not name or ":" in name:
         raise ValueError(f"name must be some text without a colon (the page reads it as a format), got {name!r}")
     text = as_text(value, fmt)
-    if _in_notebook():
-        from IPython.display import display
+    if not _in_notebook():
+        return text
+    from IPython.display import display
 
-        # The page evaluates what it finds as a Python literal. The quotes keep "0.50" from becoming 0.5.
-        metadata = {"scrapbook": {"name": name, "mime_prefix": HIDDEN}}
-        display({f"{HIDDEN}text/plain": repr(text)}, raw=True, metadata=metadata)
-    return text
+    # The page evaluates what it finds as a Python literal. The quotes keep "0.50" from becoming 0.5.
+    metadata = {"scrapbook": {"name": name, "mime_prefix": HIDDEN}}
+    display({f"{HIDDEN}text/plain": repr(text)}, raw=True, metadata=metadata)
+    return None
 
 
 def show_source(obj: Any) -> None:
@@ -112,18 +115,18 @@ def show_source(obj: Any) -> None:
 def without_docstrings(source: str) -> str:
     """The lines of Python ``source`` that belong to no docstring."""
     lines = source.splitlines()
+    removed: set[int] = set()
     for node in ast.walk(ast.parse(source)):
-        if (
-            isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef))
-            and ast.get_docstring(node) is not None
-        ):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)) and ast.get_docstring(node):
             docstring = node.body[0]
-            assert docstring.end_lineno is not None
-            kept = "" if len(node.body) > 1 else " " * docstring.col_offset + "..."
-            for number in range(docstring.lineno - 1, docstring.end_lineno):
-                lines[number] = "\0"
-            lines[docstring.lineno - 1] = kept or "\0"
-    return "\n".join(line for line in lines if line != "\0").strip("\n")
+            first, last = docstring.lineno - 1, docstring.end_lineno or docstring.lineno
+            if lines[first][: docstring.col_offset].strip():
+                continue  # it shares its line with the def
+            removed.update(range(first, last))
+            if len(node.body) == 1:  # nothing else: the body needs a statement
+                lines[first] = " " * docstring.col_offset + "..."
+                removed.discard(first)
+    return "\n".join(line for number, line in enumerate(lines) if number not in removed).strip("\n")
 
 
 def _in_notebook() -> bool:

@@ -65,11 +65,10 @@ __all__ = [
 _ABSENT = -1e30
 # Infinite scores count as this, so that every real score stays above an absent one.
 _FAR = 1e29
-# So many scores are worked on at once, to stay in a core's cache; an accelerator wants larger blocks.
-_CPU_BLOCK, _DEVICE_BLOCK = 2**18, 2**24
 _LOG2_E = math.log2(math.e)
-# Up to so many scores, splitting the work costs more than it saves.
-_SMALL = 2**15
+# Up to so many scores, splitting the work costs more than it saves; and so many are worked on at once, to stay in a
+# core's cache. An accelerator wants larger numbers.
+_CPU_SIZES, _DEVICE_SIZES = (2**15, 2**18), (2**22, 2**24)
 
 
 def multilabel_softmax_loss(
@@ -429,6 +428,7 @@ class _Rows(Function):
         (grad_output,) = grad_outputs
         s, t, mask, gradient = ctx.saved_tensors
         if torch.is_grad_enabled():  # a second derivative may follow, so let autograd see the formula
+            s = s.view_as(s)  # another name for the scores: hooks on the first one run only once
             loss = ctx.formula(s, t, mask, ctx.threshold)
             (grad,) = torch.autograd.grad(loss, s, grad_output, create_graph=True)
         else:
@@ -448,11 +448,11 @@ class _Dense(_Rows):
         if size == rows:
             loss, gradient = _dense_block(s_0, *flat)
         else:
-            loss, gradient = s.new_empty(rows), s.new_empty(rows, C)
+            loss, gradient = s.new_empty(rows), s.new_empty(rows if ctx.needs_input_grad[0] else 0, C)
             for i in range(0, rows, size):
-                part = slice(i, i + size)
-                block = [None if x is None else x[part] for x in flat]
-                loss[part], _ = _dense_block(s_0, *block, out=gradient[part])
+                block: list[Any] = [None if x is None else x[i : i + size] for x in flat]
+                out = gradient[i : i + size]
+                loss[i : i + size], _ = _dense_block(s_0, *block, out=out if len(out) else None)
         ctx.save_for_backward(s, t, mask, gradient.view(s.shape) if ctx.needs_input_grad[0] else None)
         ctx.formula, ctx.threshold = _two_sides, s_0
         return loss.view(s.shape[:-1])
@@ -468,13 +468,14 @@ def _dense_block(
     # turning booleans into numbers unless they are read as bytes.
     hard = t.dtype == torch.bool
     marks = t.view(torch.uint8) if hard else t
-    neg = s.clamp(-_FAR, _FAR)
+    neg = s.clamp(-_FAR, _FAR).contiguous()
     pos = marks.to(s.dtype) if hard else marks.ceil()  # 0 for a label that is no positive at all
     pos.sub_(1).mul_(-_ABSENT).sub_(neg)
     flat_neg, flat_marks = neg.view(-1), marks.reshape(-1)
-    for i in range(0, neg.numel(), _SMALL):  # some at a time, because torch copies the marks to numbers first
-        mark = flat_marks[i : i + _SMALL]
-        flat_neg[i : i + _SMALL].add_(mark if hard else mark.floor(), alpha=_ABSENT)  # 0: a negative, at least in part
+    step, _ = _sizes(s.device)
+    for i in range(0, neg.numel(), step):  # some at a time, because torch copies the marks to numbers first
+        mark = flat_marks[i : i + step]
+        flat_neg[i : i + step].add_(mark if hard else mark.floor(), alpha=_ABSENT)  # 0: a negative, at least in part
     if mask is not None:
         neg.masked_fill_(~mask, _ABSENT)
     log_neg, p = _side(neg, None if hard else 1 - t, s_0)
@@ -483,11 +484,13 @@ def _dense_block(
 
 
 def _rows_at_once(rows: int, num_classes: int, device: torch.device) -> int:
-    """How many rows to work on at once: what fits in a cache, and with many scores never more than a third."""
-    if rows * num_classes <= _SMALL:
-        return rows
-    most = _CPU_BLOCK if device.type == "cpu" else _DEVICE_BLOCK
-    return max(1, min(most // num_classes, (rows + 2) // 3))
+    """How many rows to work on at once; of many scores never more than a third, so that the buffers stay small."""
+    small, most = _sizes(device)
+    return rows if rows * num_classes <= small else max(1, min(most // num_classes, (rows + 2) // 3))
+
+
+def _sizes(device: torch.device) -> tuple[int, int]:
+    return _CPU_SIZES if device.type == "cpu" else _DEVICE_SIZES
 
 
 class _Sparse(_Rows):
@@ -512,7 +515,7 @@ class _Sparse(_Rows):
         log_neg, p = _side(neg, None, s_0)
         log_pos, q = _side(pos, None, -s_0)
         gradient = p.scatter_reduce_(-1, at, torch.where(first, -q, math.inf), "amin")
-        ctx.save_for_backward(s, index, mask, gradient if ctx.needs_input_grad[0] else None)
+        ctx.save_for_backward(s, index, mask, gradient)
         ctx.formula, ctx.threshold = _two_sides_of_indices, s_0
         return log_neg.add_(log_pos).neg_().squeeze(-1)
 
@@ -520,7 +523,7 @@ class _Sparse(_Rows):
 def _side(x: Tensor, weight: Tensor | None, s_0: float) -> tuple[Tensor, Tensor]:
     r"""Minus one half of the loss, :math:`\log(1 + \sum_i w_i e^{x_i - s_0})`, and its gradient, written over ``x``."""
     m = x.amax(-1, keepdim=True)
-    # 2^(x log2 e): on a CPU torch's exp2 is faster than its exp; x - m has rounded already, so nothing is lost
+    # 2^(x log2 e): on a CPU torch's exp2 is faster than its exp; x - m has rounded as much already
     e = x.sub_(m).mul_(_LOG2_E).exp2_()
     if weight is not None:
         e.mul_(weight)
@@ -561,12 +564,12 @@ def _log_elementary(x: Tensor, degree: int) -> Tensor:
 
 
 def _log_multiply(f: Tensor, g: Tensor, degree: int) -> Tensor:
-    """The product of two polynomials of equal degree d, all in logarithms, up to ``degree``."""
-    d = f.shape[-1] - 1
-    top = min(2 * d, degree)
-    # coefficient m is the sum of f_(d - r) g_(m - d + r) over r = 0..d: windows over g, against f reversed
-    windows = F.pad(g, (d, d), value=_ABSENT).unfold(-1, d + 1, 1)[..., : top + 1, :]
-    return torch.logsumexp(windows + f.flip(-1).unsqueeze(-2), -1)
+    """The product of two polynomials of equal degree, all in logarithms, up to ``degree``."""
+    n = f.shape[-1]
+    terms = f.unsqueeze(-1) + g.unsqueeze(-2)  # f_i g_j, (n, n)
+    # row i moves i places to the right, so that terms of equal i + j stand in one column
+    skewed = F.pad(terms, (0, n), value=_ABSENT).flatten(-2)[..., :-n]
+    return torch.logsumexp(skewed.reshape(*terms.shape[:-1], 2 * n - 1), -2)[..., : degree + 1]
 
 
 def _given(mask: Tensor | None) -> tuple[Tensor, ...]:

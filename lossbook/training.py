@@ -65,10 +65,10 @@ def train(
         for _ in range(epochs):
             model.train()
             total = torch.zeros((), device=device)  # kept on the device: to read it every step would wait for it
-            for rows in torch.randperm(len(inputs)).to(device).split(batch_size):
+            for rows in torch.randperm(len(inputs)).to(device).split(batch_size):  # type: ignore[no-untyped-call]
                 loss = loss_fn(model(inputs[rows]), targets[rows])
                 optimizer.zero_grad()
-                loss.backward()
+                loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
                 total += loss.detach() * len(rows)
             history.loss.append(total.item() / len(inputs))
@@ -94,7 +94,8 @@ def predict(model: nn.Module, inputs: Tensor, *, batch_size: int = 1024) -> Tens
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
-    scores = torch.cat([model(rows.to(device)).cpu() for rows in inputs.split(batch_size)])
+    batches = inputs.split(batch_size)  # type: ignore[no-untyped-call]
+    scores = torch.cat([model(rows.to(device)).cpu() for rows in batches])
     model.train(was_training)
     return scores
 

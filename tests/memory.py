@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+
 from benchmarks.harness import peak_bytes
 
 __all__ = ["peak_bytes", "peak_ratio"]

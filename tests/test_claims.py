@@ -82,7 +82,7 @@ def test_what_is_sent_to_the_notebook(monkeypatch):
     sent = []
     monkeypatch.setattr(claims, "_in_notebook", lambda: True)
     monkeypatch.setattr(IPython.display, "display", lambda *args, **options: sent.append((*args, options)))
-    assert glue("x", 0.5, ".2f") == "0.50"
+    assert glue("x", 0.5, ".2f") is None
     show_source(sample)
     assert sent[0] == (
         {"application/papermill.record/text/plain": "'0.50'"},
@@ -143,7 +143,7 @@ class A:
     def g(self):
         """The whole body."""
 
-    async def h(self): "Gone, on the line of its def."
+    async def h(self): "stays, on the line of its def"
 '''
 
 
@@ -151,8 +151,9 @@ class A:
     ("source", "expected"),
     [
         (
-            NESTED.rpartition("\n    async")[0],
-            'class A:\n\n    b = """stays"""\n\n    def f(self):\n        return 1\n\n    def g(self):\n        ...',
+            NESTED,
+            'class A:\n\n    b = """stays"""\n\n    def f(self):\n        return 1\n\n    def g(self):\n        ...\n\n'
+            '    async def h(self): "stays, on the line of its def"',
         ),
         ("x = 1\n", "x = 1"),
         ('def f():\n    """Not\n    here."""\n    "no docstring"', 'def f():\n    "no docstring"'),
@@ -169,7 +170,7 @@ def cells():
         "from lossbook.claims import glue, show_source\nfrom lossbook.claims import as_text",
         "texts = {'half': '0.50', 'tuple': '1,000', 'exp': '1e-5', 'text': \"it's\"}\n"
         "for name, value in texts.items():\n    glue(name, value)",
-        "_ = glue('number', 0.5, '.2f')",
+        "glue('number', 0.5, '.2f')",
         "show_source(as_text)",
     ]
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
