@@ -61,9 +61,9 @@ __all__ = [
 
 # infinite scores count as this: 0 * inf would be NaN where a label of 0 meets a score of -inf
 _FAR = 1e30
-# So many scores are worked on at once: an eighth of all, so that the dozen temporaries of a piece take little room, but
-# no less than keeps a core busy and no more than its cache holds. An accelerator wants larger pieces.
-_PIECE = {"cpu": (2**14, 2**18)}
+# So many scores are worked on at once: a sixteenth of all, so that the dozen temporaries of a piece take little room,
+# but no fewer than keep a core busy and no more than its cache holds. An accelerator wants larger pieces.
+_PIECE = {"cpu": (2**14, 2**19)}
 _DEVICE_PIECE = (2**20, 2**24)
 
 Elementwise = Callable[[Tensor, Tensor], Tensor]
@@ -215,21 +215,23 @@ def sigmoid_focal_loss(
     a = None if alpha is None else check_number("alpha", alpha, low=0.0, high=1.0)
 
     def weighted(loss: Tensor, t: Tensor) -> Tensor:
-        return loss if a is None else loss * (a * t + (1 - a) * (1 - t))
+        return loss if a is None else loss * ((1 - a) + (2 * a - 1) * t)
+
+    def terms(s: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        s = s.clamp(-_FAR, _FAR)
+        minus_s = -s
+        p, not_p = torch.sigmoid(s), torch.sigmoid(minus_s)
+        # lerp(a, b, t) = (1 - t) a + t b without cancellation, so that neither p near 0 nor p near 1 loses digits
+        q = torch.lerp(p, not_p, t).clamp(min=_tiny(s))
+        return p, not_p, q, torch.lerp(F.logsigmoid(minus_s), F.logsigmoid(s), t)
 
     def value(s: Tensor, t: Tensor) -> Tensor:
-        s = s.clamp(-_FAR, _FAR)
-        # lerp(a, b, t) = (1 - t) a + t b without cancellation, so that neither p near 0 nor p near 1 loses digits
-        q = torch.lerp(torch.sigmoid(s), torch.sigmoid(-s), t).clamp(min=_tiny(s))
-        bce = torch.lerp(_softplus(s), _softplus(-s), t)
-        return weighted(q.pow(g) * bce, t)
+        _, _, q, minus_bce = terms(s, t)
+        return weighted(-q.pow(g) * minus_bce, t)
 
     def slope(s: Tensor, t: Tensor) -> Tensor:
-        s = s.clamp(-_FAR, _FAR)
-        p, not_p = torch.sigmoid(s), torch.sigmoid(-s)
-        q = torch.lerp(p, not_p, t).clamp(min=_tiny(s))
-        bce = torch.lerp(_softplus(s), _softplus(-s), t)
-        return weighted(q.pow(g) * (torch.lerp(p, -not_p, t) + g * (1 - 2 * t) * (p * not_p / q) * bce), t)
+        p, not_p, q, minus_bce = terms(s, t)
+        return weighted(q.pow(g) * (torch.lerp(p, -not_p, t) + (2 * g * t - g) * (p * not_p / q) * minus_bce), t)
 
     return _binary(value, slope, input, target, reduction)
 
@@ -394,7 +396,7 @@ def _split(x: Tensor, size: int) -> tuple[Tensor, ...]:
 def _piece(x: Tensor) -> int:
     """How many elements to work on at once."""
     least, most = _PIECE.get(x.device.type, _DEVICE_PIECE)
-    return min(max(x.numel() // 8, least), most)
+    return min(max(x.numel() // 16, least), most)
 
 
 def _pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
@@ -475,7 +477,8 @@ def _rest_margins(
 
 def _scaled(s: Tensor, k: float, dtype: torch.dtype) -> Tensor:
     """k s, finite."""
-    return s.to(dtype).clamp(-_FAR, _FAR).mul(k).clamp(-_FAR, _FAR)
+    s = s.to(dtype).clamp(-_FAR, _FAR)
+    return s if k == 1 else s.mul(k).clamp(-_FAR, _FAR)
 
 
 def _rest_margin(x: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
