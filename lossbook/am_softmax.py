@@ -86,21 +86,16 @@ def _full_precision(device: torch.device) -> contextlib.AbstractContextManager[A
     return contextlib.nullcontext()
 
 
-def _lean(*tensors: Tensor) -> bool:
-    """Whether the hand-written functions below apply: inside a torch.func transform never, whatever it wraps."""
-    return eager(*tensors) and not torch._C._are_functorch_transforms_active()
-
-
-def _check_vectors(vectors: Tensor, name: str, *, dims: int | None = None) -> None:
-    """Raise unless ``vectors`` is a real tensor with the vectors along its last dimension."""
-    if not isinstance(vectors, Tensor):
-        raise TypeError(f"{name} must be a tensor of vectors, got {describe(vectors)}")
-    if not vectors.is_floating_point():
-        raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {describe(vectors)}")
-    if dims is not None and vectors.dim() != dims:
-        raise ValueError(f"{name} must have {dims} dimensions, one vector a row, got {describe(vectors)}")
-    if vectors.dim() < 1:
-        raise ValueError(f"{name} must have at least one dimension, the vectors' last, got {describe(vectors)}")
+def _check_real(tensor: Tensor, name: str, *, dims: int | None = None) -> None:
+    """Raise unless ``tensor`` is real-valued, with at least one dimension, or exactly ``dims``; converts nothing."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {describe(tensor)}")
+    if not tensor.is_floating_point():
+        raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {describe(tensor)}")
+    if dims is not None and tensor.dim() != dims:
+        raise ValueError(f"{name} must have {dims} dimensions, one vector a row, got {describe(tensor)}")
+    if tensor.dim() < 1:
+        raise ValueError(f"{name} must have at least one dimension, got {describe(tensor)}")
 
 
 def _inverse_norm(vectors: Tensor) -> Tensor:
@@ -167,7 +162,7 @@ class CosineClassifier(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> CosineClassifier:
         def keep_precision(tensor: Tensor) -> Tensor:
             changed = fn(tensor)
-            if torch.finfo(changed.dtype).bits < 32:
+            if changed.is_floating_point() and torch.finfo(changed.dtype).bits < 32:
                 return tensor.to(changed.device)  # moves, and skips the rounding
             return changed
 
@@ -175,7 +170,7 @@ class CosineClassifier(nn.Module):
 
     def forward(self, embedding: Tensor) -> Tensor:
         """Cosines ``(..., num_classes)`` of ``embedding`` ``(..., in_features)``."""
-        _check_vectors(embedding, "embedding")
+        _check_real(embedding, "embedding")
         if embedding.shape[-1] != self.in_features:
             raise ValueError(
                 f"embedding must have in_features={self.in_features} as its last dimension, got {describe(embedding)}"
@@ -326,9 +321,9 @@ def additive_angular_margin(m: float = 0.5) -> AdditiveAngularMargin:
     The derivative by the cosine is :math:`\sin(\theta + m) / \sin\theta`, infinite at cosine 1. There the function
     returns the slope of the chord from 1 to the next smaller number of the cosine's dtype,
     :math:`\cos m + 2 \sin m / \sqrt{\epsilon}` to rounding: about 2800 in float32, 32 in float16, for m = 0.5. The
-    values are those of the formula at every number the dtype holds. The choice changes no embedding's gradient: there
-    the cosine's own derivative vanishes, of length :math:`\sin\theta / \lVert z\rVert`. A cosine that rounding left
-    outside [-1, 1] counts as the nearer end.
+    values are those of the formula at every number the dtype holds. To an embedding the choice makes no difference
+    beyond rounding: the cosine's own derivative, of length :math:`\sin\theta / \lVert z\rVert`, vanishes there. A
+    cosine that rounding left outside [-1, 1] counts as the nearer end.
 
     Args:
         m: the margin in radians, from 0 to :math:`\pi / 2`.
@@ -415,9 +410,11 @@ class _Split(Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
         cosine, index, counted, lse = ctx.saved_tensors
-        if torch.is_grad_enabled():  # a derivative of this derivative was asked for
-            outputs = _split_formula(cosine, index, counted, ctx.scale)
-            return *torch.autograd.grad(outputs, cosine, grads, create_graph=True), None, None, None
+        again = torch.is_grad_enabled()  # a derivative of this derivative was asked for
+        if again or not eager(*grads):
+            with torch.enable_grad():
+                outputs = _split_formula(cosine, index, counted, ctx.scale)
+            return *torch.autograd.grad(outputs, cosine, grads, create_graph=again), None, None, None
         grad_t, grad_lse = grads
         s = cosine.to(lse.dtype, copy=True).mul_(ctx.scale)
         grad = s.sub_(lse.unsqueeze(-1)).exp_().mul_((grad_lse * ctx.scale).unsqueeze(-1))
@@ -425,7 +422,7 @@ class _Split(Function):
         return grad.masked_fill_(~counted.unsqueeze(-1), 0.0).to(cosine.dtype), None, None, None
 
 
-def _check_cosines(cosine: Tensor, target: Tensor, counted: Tensor) -> None:
+def _check_cosines(cosine: Tensor, index: Tensor, counted: Tensor) -> None:
     """Raise if values far outside [-1, 1] show that these are no cosines; -inf is a class left out."""
     least, most = (float(x) for x in torch.aminmax(cosine.detach()))
     if least >= -1 - _ROUNDING and most <= 1 + _ROUNDING:
@@ -435,7 +432,7 @@ def _check_cosines(cosine: Tensor, target: Tensor, counted: Tensor) -> None:
     if bool(wrong.any()):
         first = float(rows[wrong][0])
         raise ValueError(f"cosine must hold cosines, in [-1, 1] up to rounding (CosineClassifier), got {first:g}")
-    if bool((rows.gather(-1, target[counted].unsqueeze(-1)) == -math.inf).any()):
+    if bool((rows.gather(-1, index[counted].unsqueeze(-1)) == -math.inf).any()):
         raise ValueError("cosine must be finite at the target, got -inf")
 
 
@@ -501,14 +498,14 @@ def margin_softmax_loss(
     scale = check_number("scale", scale, low=0, open_low=True)
     if not callable(psi):
         raise TypeError(f"psi must be a function of the cosine, got {describe(psi)}")
-    check_scores(cosine, name="cosine")
+    _check_real(cosine, "cosine")
     if cosine.shape[-1] == 0:
         raise ValueError(f"cosine must have at least one class, got {describe(cosine)}")
     counted = check_index_target(target, tuple(cosine.shape[:-1]), cosine.shape[-1], ignore_index)
-    if values_readable(cosine, target) and cosine.numel() > 0:
-        _check_cosines(cosine, target, counted)
     index = torch.where(counted, target, 0).long()
-    if _lean(cosine, target):
+    if values_readable(cosine, target) and cosine.numel() > 0:
+        _check_cosines(cosine, index, counted)
+    if eager(cosine, target):
         cosine_t, lse = cast(tuple[Tensor, Tensor], _Split.apply(cosine, index, counted, scale))  # type: ignore[no-untyped-call]
     else:
         cosine_t, lse = _split_formula(cosine, index, counted, scale)
@@ -610,13 +607,17 @@ def _linear_split_formula(
     return torch.stack(cosines).sum(0), torch.stack(parts).logsumexp(0)
 
 
-def _chunk_scores(sz: Tensor, weight: Tensor, index: Tensor, first: int) -> tuple[Tensor, ...]:
-    """Of the chunk ``weight``: vectors, inverse norms, scores, and where each row's target is (and whether)."""
-    w = weight.to(sz.dtype)
-    inverse = _inverse_norm(w)
-    s = torch.mm(sz, w.t()).mul_(inverse.t())
-    inside = (index >= first) & (index < first + w.shape[0])
-    return w, inverse, s, inside.unsqueeze(-1), torch.where(inside, index - first, 0).unsqueeze(-1)
+class _Chunk:
+    """One chunk of classes: vectors, inverse norms, scores, and where each row's target is (and whether)."""
+
+    def __init__(self, sz: Tensor, weight: Tensor, index: Tensor, first: int, size: int) -> None:
+        self.w = weight[first : first + size].to(sz.dtype)
+        norm = torch.linalg.vector_norm(self.w, dim=1, keepdim=True)
+        self.inverse = torch.where(norm >= _SHORTEST, 1 / norm, 0.0)
+        self.product = sz @ self.w.t()  # the scores, but for the norm of w
+        inside = (index >= first) & (index < first + self.w.shape[0])
+        self.inside = inside.unsqueeze(1)
+        self.at = torch.where(inside, index - first, 0).unsqueeze(1)
 
 
 class _LinearSplit(Function):
@@ -624,55 +625,65 @@ class _LinearSplit(Function):
 
     @staticmethod
     def forward(
-        ctx: Any, embedding: Tensor, weight: Tensor, index: Tensor, scale: float, chunk: int
+        ctx: Any, embedding: Tensor, weight: Tensor, index: Tensor, scale: float, size: int
     ) -> tuple[Tensor, Tensor]:
         with _full_precision(embedding.device):
             sz = _unit(embedding.to(_computing_dtype(embedding, weight))) * scale
+            lowest = torch.finfo(sz.dtype).min
             s_t = sz.new_zeros(len(sz), 1)
-            top = sz.new_full((len(sz), 1), torch.finfo(sz.dtype).min)
             total = sz.new_zeros(len(sz), 1)  # sum of e^(s - top) over the chunks so far
-            for first in range(0, len(weight), chunk):
-                _, _, s, inside, at = _chunk_scores(sz, weight[first : first + chunk], index, first)
-                there = s.gather(1, at)
-                s_t = torch.where(inside, there, s_t)
-                s.scatter_(1, at, torch.where(inside, torch.finfo(s.dtype).min, there))
-                higher = torch.maximum(top, s.amax(1, keepdim=True))
-                total = total * (top - higher).exp() + s.sub_(higher).exp_().sum(1, keepdim=True)
-                top = higher
-            lse = total.log_().add_(top).squeeze(1)
-        ctx.scale, ctx.chunk = scale, chunk
+            # scores are at most scale, and 1e9 classes of e^64 are 6e36, within float32: no need to look for the top
+            top = sz.new_full((len(sz), 1), 0.0 if scale <= 64 else lowest)
+            for first in range(0, len(weight), size):
+                chunk = _Chunk(sz, weight, index, first, size)
+                s = chunk.product.mul_(chunk.inverse.t())
+                there = s.gather(1, chunk.at)
+                s_t = torch.where(chunk.inside, there, s_t)
+                s.scatter_(1, chunk.at, torch.where(chunk.inside, lowest, there))
+                if scale > 64:
+                    higher = torch.maximum(top, s.amax(1, keepdim=True))
+                    total *= (top - higher).exp()
+                    top = higher
+                    s.sub_(top)
+                total += s.exp_().sum(1, keepdim=True)
+            lse = total.log_().add_(top).clamp_(min=lowest).squeeze(1)
+        ctx.scale, ctx.size = scale, size
         ctx.save_for_backward(embedding, weight, index, lse)
         return s_t.squeeze(1) / scale, lse
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         embedding, weight, index, lse = ctx.saved_tensors
-        scale, chunk = ctx.scale, ctx.chunk
+        scale, size = ctx.scale, ctx.size
         wanted = ctx.needs_input_grad[:2]
-        if torch.is_grad_enabled():  # a derivative of this derivative was asked for
-            outputs = _linear_split_formula(embedding, weight, index, scale, len(weight))
+        again = torch.is_grad_enabled()  # a derivative of this derivative was asked for
+        if again or not eager(*grads):
+            with torch.enable_grad():
+                outputs = _linear_split_formula(embedding, weight, index, scale, len(weight))
             inputs = [x for x, needed in zip((embedding, weight), wanted, strict=True) if needed]
-            found = iter(torch.autograd.grad(outputs, inputs, grads, create_graph=True))
+            found = iter(torch.autograd.grad(outputs, inputs, grads, create_graph=again))
             return *(next(found) if needed else None for needed in wanted), None, None, None
-        grad_t, grad_lse = (g.unsqueeze(-1) for g in grads)
+        grad_t, grad_lse = (g.unsqueeze(1) for g in grads)
         with _full_precision(embedding.device):
             inverse_z = _inverse_norm(embedding.to(lse.dtype))
             z = embedding.to(lse.dtype) * inverse_z
             sz = z * scale
             grad_z = torch.zeros_like(z)
             grad_weight = torch.empty_like(weight) if wanted[1] else None
-            for first in range(0, len(weight), chunk):
-                w, inverse, s, inside, at = _chunk_scores(sz, weight[first : first + chunk], index, first)
-                grad_s = s.sub_(lse.unsqueeze(-1)).exp_().mul_(grad_lse)
-                grad_s.scatter_(1, at, torch.where(inside, grad_t / scale, grad_s.gather(1, at)))
-                grad_s.mul_(inverse.t())
+            for first in range(0, len(weight), size):
+                chunk = _Chunk(sz, weight, index, first, size)
+                s = chunk.product
+                torch.addcmul(-lse.unsqueeze(1), s, chunk.inverse.t(), out=s)
+                grad_s = s.exp_().mul_(grad_lse)
+                grad_s.scatter_(1, chunk.at, torch.where(chunk.inside, grad_t / scale, grad_s.gather(1, chunk.at)))
+                grad_s.mul_(chunk.inverse.t())
                 if wanted[0]:
-                    grad_z.addmm_(grad_s, w)
+                    grad_z.addmm_(grad_s, chunk.w)
                 if grad_weight is not None:
-                    place = grad_weight[first : first + chunk]
+                    place = grad_weight[first : first + size]
                     part = torch.mm(grad_s.t(), sz, out=place if place.dtype == sz.dtype else None)
                     # so far the gradient by w / |w|, divided by |w|; less its share along w
-                    part.addcmul_(w, (part * w).sum(1, keepdim=True) * inverse.square(), value=-1)
+                    part.addcmul_(chunk.w, (part * chunk.w).sum(1, keepdim=True) * chunk.inverse.square(), value=-1)
                     if part is not place:
                         place.copy_(part)
             grad_z = (grad_z - (grad_z * z).sum(1, keepdim=True) * z) * (inverse_z * scale)
@@ -739,8 +750,8 @@ def linear_am_softmax_loss(
     scale = check_number("scale", scale, low=0, open_low=True)
     if chunk_size is not None:
         chunk_size = _check_count("chunk_size", chunk_size)
-    _check_vectors(embedding, "embedding")
-    _check_vectors(weight, "weight", dims=2)
+    _check_real(embedding, "embedding")
+    _check_real(weight, "weight", dims=2)
     if weight.shape[0] == 0:
         raise ValueError(f"weight must have at least one class vector, got {describe(weight)}")
     if embedding.shape[-1] != weight.shape[1]:
@@ -754,7 +765,7 @@ def linear_am_softmax_loss(
     # a row that does not count is a zero vector: whatever it holds reaches no gradient
     vectors = torch.where(counted.unsqueeze(-1), embedding, 0.0).reshape(target.numel(), weight.shape[1])
     chunk = _chunk_of(target.numel(), weight.shape[1], chunk_size, vectors.device)
-    if _lean(embedding, weight, target):
+    if eager(embedding, weight, target):
         cosine_t, lse = cast(tuple[Tensor, Tensor], _LinearSplit.apply(vectors, weight, index, scale, chunk))  # type: ignore[no-untyped-call]
     else:
         chunk = chunk if torch.compiler.is_compiling() else weight.shape[0]
@@ -817,7 +828,7 @@ def retrieval_accuracy(embedding: Tensor, label: Tensor, *, k: int | Iterable[in
     Source: Su Jianlin, scientific spaces 5743 (2018), which reports top 1, 5 and 10.
     """
     ks = _check_ks(k)
-    _check_vectors(embedding, "embedding", dims=2)
+    _check_real(embedding, "embedding", dims=2)
     if not isinstance(label, Tensor) or label.is_floating_point() or label.is_complex() or label.dtype == torch.bool:
         raise TypeError(f"label must be a tensor of an integer dtype, got {describe(label)}")
     n = embedding.shape[0]
