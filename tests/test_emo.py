@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -40,6 +40,16 @@ PAIRS = [
     pytest.param(emo_ce_loss, linear_emo_ce_loss, id="emo_ce"),
 ]
 LINEAR = [pytest.param(linear_emo_loss, id="emo"), pytest.param(linear_emo_ce_loss, id="emo_ce")]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Tiny tensors spend their time waiting for a second thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
 
 # ---------------------------------------------------------------------------------------------------------- references
 
@@ -404,6 +414,17 @@ def test_passes_through_a_kept_graph_agree(linear: Callable[..., Tensor]) -> Non
         gradients(value, xs)
 
 
+@pytest.mark.parametrize("linear", LINEAR)
+def test_many_upstream_gradients_at_once(linear: Callable[..., Tensor]) -> None:
+    hidden, weight, bias, embedding, index, _ = words()
+    xs = leaves(hidden, weight, bias)
+    value = linear(xs[0], xs[1], index, embedding, bias=xs[2], chunk_size=4)
+    one = gradients(value, xs, retain_graph=True)
+    many = gradients(value, xs, torch.tensor([1.0, -2.0, 0.0], dtype=F64), is_grads_batched=True)
+    for a, b in zip(one, many, strict=True):
+        close(b, torch.stack([a, -2 * a, 0 * a]))
+
+
 def test_without_gradients_the_value_is_the_same() -> None:
     hidden, weight, bias, embedding, index, _ = words()
     xs = leaves(hidden, weight, bias)
@@ -498,7 +519,7 @@ def test_no_row_at_all_gives_zero(
         assert all((g == 0).all() for g in gradients(value.sum(), xs))
 
 
-# --------------------------------------------------------------------------------------------------- extremes and dtypes
+# -------------------------------------------------------------------------------------------------- extremes and dtypes
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, F64])
@@ -587,9 +608,9 @@ def test_linear_equals_plain_in_half_precision(
 
 @pytest.mark.parametrize("dtype", HALVES)
 def test_half_precision_gradients_add_up_in_float32(dtype: torch.dtype) -> None:
-    # one row a chunk and a thousand chunks: a sum kept in the layer's own dtype would stop growing
-    hidden, weight, _, embedding, _, _ = words(2000, dtype=dtype)
-    hidden, index = hidden.abs(), torch.full((2000,), 2)
+    # as many chunks as rows: a sum kept in the layer's own dtype would stop growing
+    hidden, weight, _, embedding, _, _ = words(1000, dtype=dtype)
+    hidden, index = hidden.abs(), torch.full((1000,), 2)
     (w, v) = leaves(weight, weight.double())
     linear_emo_loss(hidden, w, index, embedding, chunk_size=1).backward()
     emo_loss(hidden.double() @ v.T, index, embedding.double()).backward()
@@ -677,7 +698,7 @@ def test_autocast_leaves_float64_alone() -> None:
 
 
 def as_functions(soft: bool, reduction: str) -> list[tuple[Callable[..., Tensor], list[Tensor]]]:
-    hidden, weight, bias, embedding, index, tau = words(5)
+    hidden, weight, bias, embedding, index, tau = words(3, 4, 2, 2)
     index[2] = -100
     target = tau if soft else index
     return [
@@ -751,9 +772,14 @@ def test_vmap(plain: Callable[..., Tensor], linear: Callable[..., Tensor], soft:
         close([g[i] for g in got], gradients(loss, xs))
 
 
-@pytest.mark.parametrize("reduction", ["mean", "none"])
-@pytest.mark.parametrize("soft", [False, True], ids=["index", "soft"])
-@pytest.mark.parametrize(("plain", "linear"), PAIRS)
+@pytest.mark.parametrize(
+    ("plain", "linear", "soft", "reduction"),
+    [
+        pytest.param(emo_loss, linear_emo_loss, False, "mean", id="emo-index-mean"),
+        pytest.param(emo_ce_loss, linear_emo_ce_loss, False, "none", id="emo_ce-index-none"),
+        pytest.param(emo_ce_loss, linear_emo_ce_loss, True, "mean", id="emo_ce-soft-mean"),
+    ],
+)
 def test_compiles_to_one_graph(
     plain: Callable[..., Tensor], linear: Callable[..., Tensor], soft: bool, reduction: str
 ) -> None:
@@ -842,12 +868,10 @@ def test_memory_does_not_grow_with_the_rows(linear: Callable[..., Tensor], reduc
 
 @pytest.mark.parametrize("linear", LINEAR)
 def test_memory_is_two_arrays_of_a_chunk(linear: Callable[..., Tensor]) -> None:
-    array = 64 * CLASSES * 4
-    for dtype, wanted in ((torch.float32, 2.0), (torch.bfloat16, 3.0)):
-        used = peak(linear, 256, chunk_size=64, dtype=dtype)
-        if dtype == torch.bfloat16:  # the sums of its gradients are kept in float32, beside one chunk's in bfloat16
-            used -= CLASSES * FEATURES * 4
-        assert wanted * array * 0.98 < used < (wanted + 0.25) * array
+    array, layer = 64 * CLASSES * 4, CLASSES * FEATURES * 4
+    assert 2 * array < peak(linear, 256, chunk_size=64) < 2.1 * array
+    # bfloat16: the scores or their gradient once more, and the weight's gradient summed up beside one chunk's
+    assert peak(linear, 256, chunk_size=64, dtype=torch.bfloat16) < 2.6 * array + 2 * layer
 
 
 def test_memory_of_a_large_chunk_is_shared_evenly() -> None:
@@ -900,7 +924,7 @@ def test_cuda_equals_cpu(linear: Callable[..., Tensor], reduction: str, dtype: t
         torch.testing.assert_close(got, wanted, rtol=tolerance, atol=tolerance)
 
 
-# ---------------------------------------------------------------------------------------------------- modules and errors
+# --------------------------------------------------------------------------------------------------- modules and errors
 
 
 @pytest.mark.parametrize(("plain", "module"), [(emo_loss, EmoLoss), (emo_ce_loss, EmoCeLoss)])
@@ -951,9 +975,8 @@ H, W, B = torch.zeros(2, 5), torch.zeros(3, 5), torch.zeros(3)
         ({"target": TAU[:1]}, ValueError, r"soft target must have the shape of the scores, \(2, 3\), got float32"),
         ({"target": TAU - torch.eye(2, 3)}, ValueError, "soft target must not be negative or NaN"),
         ({"target": TAU * NAN}, ValueError, "soft target must not be negative or NaN"),
-        ({"target": TAU * 1.002}, ValueError, r"row of a soft target must sum to 1 within 0.001, got 1.002"),
-        ({"target": TAU * 0.998}, ValueError, r"row of a soft target must sum to 1 within 0.001, got 0.998"),
-        ({"target": TAU.half() * 1.02}, ValueError, r"must sum to 1 within 0.01, got 1.0"),
+        ({"target": TAU * 1.011}, ValueError, r"each row of a soft target must sum to 1 within 0.01, got 1.011"),
+        ({"target": TAU * 0.989}, ValueError, r"each row of a soft target must sum to 1 within 0.01, got 0.989"),
         ({"embedding": None}, TypeError, "embedding must be a floating tensor of word vectors, got NoneType None"),
         ({"embedding": E.long()}, TypeError, "embedding must be a floating tensor of word vectors, got int64"),
         ({"embedding": E[:2]}, ValueError, r"embedding must have the shape \(3, D\), got .* of shape \(2, 4\)"),
@@ -992,8 +1015,11 @@ def test_errors_name_the_argument(
 
 
 def test_sums_of_soft_targets_may_round() -> None:
-    for factor, tau in ((1.0005, TAU), (1.004, TAU.half())):
-        assert emo_loss(S, tau * factor, E).item() == pytest.approx(0, abs=1e-6)
+    for factor in (0.991, 1.009):
+        assert emo_loss(S, TAU * factor, E).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_autocast_does_not_mix_float64_in() -> None:
     mixed = {"hidden": H.double(), "weight": W, "target": T, "embedding": E}
     with torch.autocast("cpu", dtype=torch.bfloat16), pytest.raises(TypeError, match="must have the same dtype"):
         linear_emo_loss(**mixed)
