@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tools.chapters import ROOT
+from tools.chapters import ROOT, StaleChapterError, all_chapters
 
 
 def build(root: Path = ROOT, output: Path | None = None, *, clean: bool = False) -> subprocess.CompletedProcess[str]:
@@ -21,6 +21,11 @@ def build(root: Path = ROOT, output: Path | None = None, *, clean: bool = False)
     failed = built / ".failed"
     if clean or failed.exists():
         shutil.rmtree(built, ignore_errors=True)
+    try:
+        for chapter in all_chapters(root):  # the build would stop as well, but behind a traceback
+            chapter.require_fresh()
+    except StaleChapterError as error:
+        return subprocess.CompletedProcess([], 1, stdout=str(error))
     program = str(Path(sys.executable).with_name("jupyter-book"))
     command = [program, "build", str(root), "--path-output", str(built.parent), "-W", "-n", "--keep-going", "-q"]
     done = subprocess.run(command, cwd=root, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)

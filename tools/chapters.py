@@ -98,7 +98,7 @@ class Chapter:
     def modules(self) -> tuple[str, ...]:
         """The files of ``lossbook`` that the chapter imports, directly or not, relative to the root, sorted."""
         queue = imported_modules("\n".join(plain_python(c.source) for c in code_cells(self.source)))
-        queue.add("lossbook")
+        queue |= {"lossbook", "lossbook.devices"}  # the setup cell's
         seen: set[str] = set()
         files: set[str] = set()
         while queue:

@@ -101,10 +101,11 @@ def execute(chapter: Chapter, timeout: int = 1800) -> tuple[Any, dict[str, Any]]
 
 
 def is_progress(output: Any) -> bool:
-    """Whether an output is a progress bar: they are for the one who waits, not for the page."""
-    return (
-        output.get("output_type") == "stream" and output.get("name") == "stderr" and bool(PROGRESS.search(output.text))
-    )
+    """Whether an output is nothing but progress bars: they are for the one who waits, not for the page."""
+    if output.get("output_type") != "stream" or output.get("name") != "stderr":
+        return False
+    lines = re.split(r"[\r\n]|\x1b\[\w+", output.text)  # carriage returns and cursor movements redraw a bar
+    return all(not line.strip() or PROGRESS.search(line) for line in lines)
 
 
 def tidy(output: Any, chapter: Chapter, count: int) -> Any:

@@ -308,17 +308,22 @@ def install(*packages, options=()):
         keep.unlink()
 
 
+def installed():
+    found = importlib.util.find_spec("lossbook")
+    return found is not None and found.origin is not None  # a folder of that name is no package
+
+
 on_colab = importlib.util.find_spec("google") and importlib.util.find_spec("google.colab")
 if on_colab:
     needed = {{"matplotlib": "matplotlib", "sklearn": "scikit-learn", "tqdm": "tqdm"}}
     missing = [name for module, name in needed.items() if importlib.util.find_spec(module) is None]
     if missing:
         install(*missing)
-    if importlib.util.find_spec("lossbook") is None:
+    if not installed():
         install(SOURCE, options=["--no-deps"])
         importlib.invalidate_caches()
 
-if importlib.util.find_spec("lossbook") is None:
+if not installed():
     raise RuntimeError(f'lossbook is not installed. In a clone run `make book`; elsewhere: pip install "{{SOURCE}}"')
 
 import lossbook
