@@ -47,9 +47,9 @@ from lossbook._common import (
 )
 
 __all__ = [
-    "HardTruncatedBCE",
+    "HardTruncatedBce",
     "SigmoidFocalLoss",
-    "SoftTruncatedBCE",
+    "SoftTruncatedBce",
     "SoftTruncatedCrossEntropy",
     "SoftmaxFocalLoss",
     "hard_truncated_bce",
@@ -536,7 +536,7 @@ class _RestMargins(Function):
         return grad, None, None, None, None
 
 
-class HardTruncatedBCE(nn.Module):
+class HardTruncatedBce(nn.Module):
     """:func:`hard_truncated_bce` as a module."""
 
     def __init__(self, *, margin: float = 0.5, reduction: str = "mean") -> None:
@@ -554,7 +554,7 @@ class HardTruncatedBCE(nn.Module):
         return f"margin={self.margin:g}, reduction={self.reduction!r}"
 
 
-class SoftTruncatedBCE(nn.Module):
+class SoftTruncatedBce(nn.Module):
     """:func:`soft_truncated_bce` as a module."""
 
     def __init__(self, *, sharpness: float = 1.0, reduction: str = "mean") -> None:

@@ -42,7 +42,7 @@ from lossbook._common import (
 __all__ = [
     "Mixup",
     "MultilabelProbabilities",
-    "MultilabelSymmetricKL",
+    "MultilabelSymmetricKl",
     "SmoothLabels",
     "mixup",
     "multilabel_probabilities",
@@ -304,7 +304,7 @@ class Mixup(nn.Module):
         return f"alpha={self.alpha:g}"
 
 
-class MultilabelSymmetricKL(nn.Module):
+class MultilabelSymmetricKl(nn.Module):
     """:func:`multilabel_symmetric_kl` as a module."""
 
     def __init__(self, *, scale: float = 1.0, reduction: str = "mean") -> None:

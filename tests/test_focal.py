@@ -17,10 +17,10 @@ from torch import Tensor
 
 from lossbook import focal
 from lossbook.focal import (
-    HardTruncatedBCE,
+    HardTruncatedBce,
     SigmoidFocalLoss,
     SoftmaxFocalLoss,
-    SoftTruncatedBCE,
+    SoftTruncatedBce,
     SoftTruncatedCrossEntropy,
     hard_truncated_bce,
     sigmoid_focal_loss,
@@ -657,8 +657,8 @@ def test_the_mean_of_many_elements_needs_little_more_than_its_gradient(loss: Cal
 # -------------------------------------------------------------------------------------------------------------- modules
 
 MODULES = [
-    (HardTruncatedBCE, hard_truncated_bce, {"margin": 0.6, "reduction": "sum"}, "margin=0.6, reduction='sum'"),
-    (SoftTruncatedBCE, soft_truncated_bce, {"sharpness": 3.0, "reduction": "sum"}, "sharpness=3, reduction='sum'"),
+    (HardTruncatedBce, hard_truncated_bce, {"margin": 0.6, "reduction": "sum"}, "margin=0.6, reduction='sum'"),
+    (SoftTruncatedBce, soft_truncated_bce, {"sharpness": 3.0, "reduction": "sum"}, "sharpness=3, reduction='sum'"),
     (
         SigmoidFocalLoss,
         sigmoid_focal_loss,
@@ -778,8 +778,8 @@ def test_errors_name_the_argument(
 @pytest.mark.parametrize(
     ("module", "options", "message"),
     [
-        (HardTruncatedBCE, {"margin": 2}, "margin must be a finite number"),
-        (SoftTruncatedBCE, {"sharpness": -1}, "sharpness must be a finite number"),
+        (HardTruncatedBce, {"margin": 2}, "margin must be a finite number"),
+        (SoftTruncatedBce, {"sharpness": -1}, "sharpness must be a finite number"),
         (SigmoidFocalLoss, {"gamma": -1}, "gamma must be a finite number"),
         (SigmoidFocalLoss, {"alpha": 1.5}, "alpha must be a finite number"),
         (SoftmaxFocalLoss, {"gamma": -1}, "gamma must be a finite number"),

@@ -18,7 +18,7 @@ from lossbook.multilabel_softmax import multilabel_softmax_loss
 from lossbook.soft_labels import (
     Mixup,
     MultilabelProbabilities,
-    MultilabelSymmetricKL,
+    MultilabelSymmetricKl,
     SmoothLabels,
     _beta,
     mixup,
@@ -462,10 +462,10 @@ def test_modules_are_the_functions() -> None:
     torch.testing.assert_close(MultilabelProbabilities(threshold=0.5)(s), multilabel_probabilities(s, threshold=0.5))
     torch.testing.assert_close(SmoothLabels(0.2)(t), smooth_labels(t, 0.2))
     torch.testing.assert_close(
-        MultilabelSymmetricKL(scale=2, reduction="sum")(s, r, mask),
+        MultilabelSymmetricKl(scale=2, reduction="sum")(s, r, mask),
         multilabel_symmetric_kl(s, r, scale=2, mask=mask, reduction="sum"),
     )
-    torch.testing.assert_close(MultilabelSymmetricKL()(s, r), multilabel_symmetric_kl(s, r))
+    torch.testing.assert_close(MultilabelSymmetricKl()(s, r), multilabel_symmetric_kl(s, r))
     for a, b in zip(
         Mixup(alpha=0.7, generator=generator(1))(s, t), mixup(s, t, alpha=0.7, generator=generator(1)), strict=True
     ):
@@ -486,7 +486,7 @@ def test_modules_show_their_options() -> None:
     assert repr(MultilabelProbabilities(threshold=0.5)) == "MultilabelProbabilities(threshold=0.5)"
     assert repr(SmoothLabels(0.1)) == "SmoothLabels(smoothing=0.1)"
     assert repr(Mixup(alpha=0.4)) == "Mixup(alpha=0.4)"
-    assert repr(MultilabelSymmetricKL(scale=2)) == "MultilabelSymmetricKL(scale=2, reduction='mean')"
+    assert repr(MultilabelSymmetricKl(scale=2)) == "MultilabelSymmetricKl(scale=2, reduction='mean')"
 
 
 # ------------------------------------------------------------------------------------------------------------- errors
@@ -533,8 +533,8 @@ ERRORS: list[tuple[Callable[[], object], type[Exception], str]] = [
         r"\(2, 3\), got bool tensor of shape \(1, 2, 3\)",
     ),
     (lambda: multilabel_symmetric_kl(S, S, reduction="avg"), ValueError, "reduction must be one of .*, got 'avg'"),
-    (lambda: MultilabelSymmetricKL(scale=-1), ValueError, "scale must be a finite number > 0, got -1"),
-    (lambda: MultilabelSymmetricKL(reduction="avg"), ValueError, "reduction must be one of"),
+    (lambda: MultilabelSymmetricKl(scale=-1), ValueError, "scale must be a finite number > 0, got -1"),
+    (lambda: MultilabelSymmetricKl(reduction="avg"), ValueError, "reduction must be one of"),
 ]
 
 
