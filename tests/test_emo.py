@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -826,6 +827,11 @@ def test_strides_do_not_matter_and_inputs_stay(plain: Callable[..., Tensor], lin
             close(plain(strided(s), t, e, reduction=reduction), wanted)
         for x, y in zip(given, before, strict=True):
             assert torch.equal(x, y)
+
+
+@pytest.mark.parametrize("linear", LINEAR)
+def test_the_default_chunk_holds_1024_rows(linear: Callable[..., Tensor]) -> None:
+    assert inspect.signature(linear).parameters["chunk_size"].default == 1024
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32])
