@@ -38,6 +38,7 @@ from torch.nn import functional as F
 from lossbook._common import (
     check_index_target,
     check_labels,
+    check_mask,
     check_number,
     check_reduction,
     check_scores,
@@ -123,7 +124,7 @@ def multilabel_softmax_loss(
     """
     s = check_scores(input)
     check_labels(target, input.shape)
-    _check_mask(mask, input.shape)
+    check_mask(mask, input.shape)
     s_0 = check_number("threshold", threshold)
     check_reduction(reduction)
     if target.requires_grad:
@@ -194,7 +195,7 @@ def sparse_multilabel_softmax_loss(
     """
     s = check_scores(input)
     P = _check_index(index, input.shape, ignore_index)
-    _check_mask(mask, input.shape)
+    check_mask(mask, input.shape)
     s_0 = check_number("threshold", threshold)
     check_reduction(reduction)
 
@@ -254,7 +255,7 @@ def multilabel_pairwise_loss(
     """
     s = check_scores(input)
     check_labels(target, input.shape, hard=True)
-    _check_mask(mask, input.shape)
+    check_mask(mask, input.shape)
     gamma = check_number("scale", scale, low=0, open_low=True)
     m = check_number("margin", margin)
     check_reduction(reduction)
@@ -574,17 +575,6 @@ def _log_multiply(f: Tensor, g: Tensor, degree: int) -> Tensor:
 
 def _given(mask: Tensor | None) -> tuple[Tensor, ...]:
     return () if mask is None else (mask,)
-
-
-def _check_mask(mask: Tensor | None, shape: tuple[int, ...]) -> None:
-    """Raise unless ``mask`` is None or boolean and broadcastable to ``shape``."""
-    if mask is None:
-        return
-    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
-        raise TypeError(f"mask must be a boolean tensor, got {describe(mask)}")
-    fits = all(m in (1, n) for m, n in zip(reversed(mask.shape), reversed(shape), strict=False))
-    if mask.dim() > len(shape) or not fits:
-        raise ValueError(f"mask must be broadcastable to the shape of input, {tuple(shape)}, got {describe(mask)}")
 
 
 def _check_index(index: Tensor, shape: tuple[int, ...], ignore_index: int) -> Tensor:
