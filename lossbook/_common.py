@@ -92,6 +92,7 @@ def check_index_target(
         raise TypeError(f"{name} must be class indices of an integer dtype, got {describe(target)}")
     if tuple(target.shape) != tuple(rows):
         raise ValueError(f"{name} must have the shape of the rows, {tuple(rows)}, got {describe(target)}")
+    target = target.long()  # a small dtype would wrap what it is compared with: in uint8, -100 is 156
     counted = torch.ones_like(target, dtype=torch.bool) if ignore_index is None else target != ignore_index
     if values_readable(target):
         wrong = counted & ((target < 0) | (target >= num_classes))
