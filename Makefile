@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+PEERS := .venv/.peers
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
@@ -21,6 +22,11 @@ $(READY): requirements.lock pyproject.toml
 	@$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
 	@touch $(READY)
 
+# Without their own dependencies, which the benchmarks do not touch and which may ask for another torch.
+$(PEERS): benchmarks/requirements.txt $(READY)
+	@$(BIN)/python -m pip install --quiet --no-deps -r benchmarks/requirements.txt
+	@touch $(PEERS)
+
 book: $(READY) ## build the pages; chapters whose code changed are executed first
 	@$(BIN)/python -m tools.execute
 	@$(BIN)/python -m tools.build
@@ -39,7 +45,7 @@ lint: $(READY) ## style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-unit: $(READY) ## unit tests and the examples in docstrings, on all cores
+unit: $(PEERS) ## unit tests and the examples in docstrings, on all cores
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --cov=lossbook --cov-report=term-missing:skip-covered \
 	  --ignore=tests/test_book.py tests lossbook README.md
 
@@ -49,7 +55,7 @@ notebooks: $(READY) ## run the chapters again and compare their outputs with the
 pages: $(READY) ## build the book from nothing with warnings as errors and read it in a browser
 	$(BIN)/python -m pytest -q tests/test_book.py
 
-bench: $(READY) ## time and memory beside other implementations, into data/results
+bench: $(PEERS) ## time and memory beside other implementations, into data/results
 	@for module in $(basename $(notdir $(filter-out %__init__.py %harness.py, $(wildcard benchmarks/*.py)))); do \
 	  $(BIN)/python -m benchmarks.$$module || exit 1; done
 

@@ -9,6 +9,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensor
 
 Reduction = Literal["mean", "sum", "none"]
 REDUCTIONS = ("mean", "sum", "none")
@@ -17,11 +18,14 @@ REDUCTIONS = ("mean", "sum", "none")
 def values_readable(*tensors: Tensor) -> bool:
     """Whether the values can be looked at without waiting for a device or breaking a trace.
 
-    False on accelerators (looking would synchronise), inside ``torch.compile`` (it would break the graph) and under
-    ``torch.func`` transforms (a batched tensor has no single value).
+    False on accelerators (looking would synchronise), inside ``torch.compile`` (it would break the graph), under
+    ``torch.func`` transforms (a batched tensor has no single value) and for fake tensors (they have no values).
     """
     return not torch.compiler.is_compiling() and all(
-        t.device.type == "cpu" and not torch._C._functorch.is_functorch_wrapped_tensor(t) for t in tensors
+        t.device.type == "cpu"
+        and not torch._C._functorch.is_functorch_wrapped_tensor(t)
+        and not isinstance(t, FakeTensor)
+        for t in tensors
     )
 
 

@@ -28,6 +28,7 @@ Hugging Face ``Trainer``::
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -70,6 +71,10 @@ _LOG2_E = math.log2(math.e)
 # Up to so many scores, splitting the work costs more than it saves; and so many are worked on at once, to stay in a
 # core's cache. An accelerator wants larger numbers.
 _CPU_SIZES, _DEVICE_SIZES = (2**15, 2**18), (2**22, 2**24)
+# Of so few scores the memory does not matter.
+_TINY = 2**12
+# Above it log(1 + e^x) is x to the last digit of float64; torch's own softplus returns x above 20 already.
+_FULL = 40.0
 
 
 def multilabel_softmax_loss(
@@ -139,7 +144,7 @@ def multilabel_softmax_loss(
     if s.numel() == 0:
         loss = s.sum(-1)  # no label: log 1 + log 1
     elif eager(s, t, *_given(mask)):
-        loss = _Dense.apply(s, t, mask, s_0)  # type: ignore[no-untyped-call]
+        loss = _Dense.apply(_followed(s), t, mask, s_0)  # type: ignore[no-untyped-call]
     else:
         loss = _two_sides(s, t, mask, s_0)
     return reduce_loss(loss, reduction)
@@ -202,7 +207,7 @@ def sparse_multilabel_softmax_loss(
     if s.numel() == 0:
         loss = s.sum(-1)  # no label: log 1 + log 1
     elif eager(s, P, *_given(mask)):
-        loss = _Sparse.apply(s, P, mask, s_0)  # type: ignore[no-untyped-call]
+        loss = _Sparse.apply(_followed(s), P, mask, s_0)  # type: ignore[no-untyped-call]
     else:
         loss = _two_sides_of_indices(s, P, mask, s_0)
     return reduce_loss(loss, reduction)
@@ -469,19 +474,40 @@ def _dense_block(
     # turning booleans into numbers unless they are read as bytes.
     hard = t.dtype == torch.bool
     marks = t.view(torch.uint8) if hard else t
-    neg = s.clamp(-_FAR, _FAR).contiguous()
-    pos = marks.to(s.dtype) if hard else marks.ceil()  # 0 for a label that is no positive at all
+    # In one buffer one operator serves both sides. But what is kept until the backward pass needs a buffer of its own.
+    neg, pos = sides = s.new_empty(2, *s.shape) if out is not None else (s.new_empty(s.shape), s.new_empty(s.shape))
+    torch.clamp(s, -_FAR, _FAR, out=neg)
+    _ = pos.copy_(marks) if hard else torch.ceil(marks, out=pos)  # 0 for a label that is no positive at all
     pos.sub_(1).mul_(-_ABSENT).sub_(neg)
     flat_neg, flat_marks = neg.view(-1), marks.reshape(-1)
-    step, _ = _sizes(s.device)
-    for i in range(0, neg.numel(), step):  # some at a time, because torch copies the marks to numbers first
-        mark = flat_marks[i : i + step]
-        flat_neg[i : i + step].add_(mark if hard else mark.floor(), alpha=_ABSENT)  # 0: a negative, at least in part
+    pieces = _pieces(s)
+    for piece in pieces:
+        mark = flat_marks[piece]
+        flat_neg[piece].add_(mark if hard else mark.floor(), alpha=_ABSENT)  # 0: a negative, at least in part
     if mask is not None:
         neg.masked_fill_(~mask, _ABSENT)
-    log_neg, p = _side(neg, None if hard else 1 - t, s_0)
-    log_pos, q = _side(pos, None if hard else t, -s_0)
-    return log_neg.add_(log_pos).neg_().squeeze(-1), torch.sub(p, q, out=p if out is None else out)
+
+    def by_labels(x: Tensor) -> None:
+        if x is not pos:
+            for piece in pieces:
+                flat_neg[piece].mul_(1 - flat_marks[piece])
+        if x is not neg:
+            pos.mul_(t)
+
+    weigh = None if hard else by_labels
+    if isinstance(sides, Tensor):
+        loss, _ = _side(sides, s.new_tensor([s_0, -s_0]).view(2, 1, 1) if s_0 else None, weigh)
+        return loss.sum(0).squeeze(-1), torch.sub(neg, pos, out=out)
+    log_neg, p = _side(neg, s_0 or None, weigh)
+    log_pos, q = _side(pos, -s_0 or None, weigh)
+    return log_neg.add_(log_pos).squeeze(-1), p.sub_(q)
+
+
+def _pieces(s: Tensor) -> list[slice]:
+    """Parts of the flat scores: torch makes copies of labels as numbers, and a copy of a part takes less memory."""
+    n, (small, _) = s.numel(), _sizes(s.device)
+    step = n if n <= _TINY else min(small, -(-n // 4))
+    return [slice(i, i + step) for i in range(0, n, step)]
 
 
 def _rows_at_once(rows: int, num_classes: int, device: torch.device) -> int:
@@ -513,27 +539,34 @@ class _Sparse(_Rows):
         pos = torch.where(first, -neg.gather(-1, at), _ABSENT)
         # "amin" with inf leaves a label as it is, so padding may point anywhere
         neg.scatter_reduce_(-1, at, torch.where(given, _ABSENT, math.inf).to(s.dtype), "amin")
-        log_neg, p = _side(neg, None, s_0)
-        log_pos, q = _side(pos, None, -s_0)
+        log_neg, p = _side(neg, s_0 or None)
+        log_pos, q = _side(pos, -s_0 or None)
         gradient = p.scatter_reduce_(-1, at, torch.where(first, -q, math.inf), "amin")
         ctx.save_for_backward(s, index, mask, gradient)
         ctx.formula, ctx.threshold = _two_sides_of_indices, s_0
-        return log_neg.add_(log_pos).neg_().squeeze(-1)
+        return log_neg.add_(log_pos).squeeze(-1)
 
 
-def _side(x: Tensor, weight: Tensor | None, s_0: float) -> tuple[Tensor, Tensor]:
-    r"""Minus one half of the loss, :math:`\log(1 + \sum_i w_i e^{x_i - s_0})`, and its gradient, written over ``x``."""
+def _side(
+    x: Tensor, s_0: Tensor | float | None, weigh: Callable[[Tensor], None] | None = None
+) -> tuple[Tensor, Tensor]:
+    r"""One half of the loss, :math:`\log(1 + \sum_i w_i e^{x_i - s_0})`, and its gradient, written over ``x``.
+
+    ``weigh`` multiplies the exponentials, which it finds in ``x``, by the weights.
+    """
     m = x.amax(-1, keepdim=True)
     # 2^(x log2 e): on a CPU torch's exp2 is faster than its exp; x - m has rounded as much already
     e = x.sub_(m).mul_(_LOG2_E).exp2_()
-    if weight is not None:
-        e.mul_(weight)
+    if weigh is not None:
+        weigh(x)
     z = e.sum(-1, keepdim=True)
-    if weight is not None:
+    if weigh is not None:
         z.clamp_(min=torch.finfo(z.dtype).tiny)  # every weight may be 0: log 0 and 0 / 0
-    log_odds = z.log().add_(m).sub_(s_0)
+    log_odds = z.log().add_(m)
+    if s_0 is not None:
+        log_odds.sub_(s_0)
     e.mul_(log_odds.sigmoid().div_(z))
-    return F.logsigmoid(log_odds.neg_()), e
+    return F.softplus(log_odds, threshold=_FULL), e
 
 
 def _softplus(x: Tensor) -> Tensor:
@@ -571,6 +604,11 @@ def _log_multiply(f: Tensor, g: Tensor, degree: int) -> Tensor:
     # row i moves i places to the right, so that terms of equal i + j stand in one column
     skewed = F.pad(terms, (0, n), value=_ABSENT).flatten(-2)[..., :-n]
     return torch.logsumexp(skewed.reshape(*terms.shape[:-1], 2 * n - 1), -2)[..., : degree + 1]
+
+
+def _followed(s: Tensor) -> Tensor:
+    """The scores; detached where no gradient is recorded, so that none is prepared."""
+    return s if torch.is_grad_enabled() else s.detach()
 
 
 def _given(mask: Tensor | None) -> tuple[Tensor, ...]:

@@ -772,21 +772,30 @@ def test_memory(form, shape):
         assert peak_ratio(lambda s: sparse_multilabel_softmax_loss(s, index), s) <= 2.5
 
 
+@pytest.mark.parametrize("labels", ["hard", "soft"])
+@pytest.mark.parametrize(
+    "shape", [(256, 80), (64, 512), (1, 32_768), (1, 20_000), (2, 200_000), (1, 300_000), (64, 9605)]
+)
+def test_memory_of_dense_blocks(labels, shape):
+    """The same where one block holds all the scores, and for soft labels; what rows need comes on top."""
+    s, t = torch.randn(shape), torch.rand(shape)
+    t = t if labels == "soft" else t < 0.1
+    rows = 6 * shape[0] / s.numel()
+    assert peak_ratio(lambda s: multilabel_softmax_loss(s, t), s) <= 2.5 + rows
+
+
+@pytest.mark.parametrize("leaf", [False, True])
 @pytest.mark.parametrize("form", ["dense", "sparse"])
-def test_memory_without_gradient(form):
+def test_memory_without_gradient(form, leaf):
     """What is kept for the backward pass is not even made; the sparse form works on one copy of the scores."""
     s, t, index = torch.randn(64, 9605), torch.rand(64, 9605) < 0.001, torch.randint(0, 9605, (64, 8))
-    loss = (
-        (lambda: multilabel_softmax_loss(s, t))
-        if form == "dense"
-        else (lambda: sparse_multilabel_softmax_loss(s, index))
-    )
+
+    @torch.set_grad_enabled(not leaf)
+    def loss():
+        scores = s.requires_grad_(leaf)
+        return multilabel_softmax_loss(scores, t) if form == "dense" else sparse_multilabel_softmax_loss(scores, index)
+
     assert peak_bytes(loss) <= 1.2 * s.numel() * s.element_size()
-
-
-def test_memory_of_soft_labels():
-    s, t = torch.randn(64, 9605), torch.rand(64, 9605)
-    assert peak_ratio(lambda s: multilabel_softmax_loss(s, t), s) <= 2.5
 
 
 # ---------------------------------------------------------------------------------------------------------- properties

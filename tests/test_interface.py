@@ -1,0 +1,93 @@
+"""The public interface: names, order and kind of arguments, defaults. A change here breaks the code of users."""
+
+# ruff: noqa: E501 - a signature stays on one line
+
+import importlib
+import inspect
+import re
+
+import pytest
+
+INTERFACE = """
+multilabel_softmax
+    multilabel_softmax_loss(input, target, *, mask=None, threshold=0.0, reduction='mean')
+    sparse_multilabel_softmax_loss(input, index, *, mask=None, threshold=0.0, ignore_index=-100, reduction='mean')
+    multilabel_pairwise_loss(input, target, *, scale=1.0, margin=0.0, mask=None, reduction='mean')
+    subset_softmax_loss(input, target, *, max_positives=None, threshold=0.0, reduction='mean')
+    multilabel_predict(input, *, threshold=0.0)
+    MultilabelSoftmaxLoss(*, threshold=0.0, reduction='mean')
+    SparseMultilabelSoftmaxLoss(*, threshold=0.0, ignore_index=-100, reduction='mean')
+    MultilabelPairwiseLoss(*, scale=1.0, margin=0.0, reduction='mean')
+    SubsetSoftmaxLoss(*, max_positives=None, threshold=0.0, reduction='mean')
+    MultilabelPredict(*, threshold=0.0)
+soft_labels
+    multilabel_probabilities(input, *, threshold=0.0)
+    smooth_labels(target, smoothing)
+    mixup(input, target, *, alpha=0.2, generator=None)
+    multilabel_symmetric_kl(input, other, *, scale=1.0, mask=None, reduction='mean')
+    MultilabelProbabilities(*, threshold=0.0)
+    SmoothLabels(smoothing)
+    Mixup(*, alpha=0.2, generator=None)
+    MultilabelSymmetricKl(*, scale=1.0, reduction='mean')
+focal
+    hard_truncated_bce(input, target, *, margin=0.5, reduction='mean')
+    soft_truncated_bce(input, target, *, sharpness=1.0, reduction='mean')
+    sigmoid_focal_loss(input, target, *, gamma=2.0, alpha=None, reduction='mean')
+    softmax_focal_loss(input, target, *, gamma=2.0, weight=None, ignore_index=-100, reduction='mean')
+    soft_truncated_cross_entropy(input, target, *, sharpness=1.0, ignore_index=-100, reduction='mean')
+    HardTruncatedBce(*, margin=0.5, reduction='mean')
+    SoftTruncatedBce(*, sharpness=1.0, reduction='mean')
+    SigmoidFocalLoss(*, gamma=2.0, alpha=None, reduction='mean')
+    SoftmaxFocalLoss(*, gamma=2.0, weight=None, ignore_index=-100, reduction='mean')
+    SoftTruncatedCrossEntropy(*, sharpness=1.0, ignore_index=-100, reduction='mean')
+am_softmax
+    CosineClassifier(in_features, num_classes, *, device=None)
+    margin_softmax_loss(cosine, target, *, psi, scale=30.0, ignore_index=-100, reduction='mean')
+    additive_cosine_margin(m=0.35)
+    additive_angular_margin(m=0.5)
+    multiplied_angle(m=4)
+    am_softmax_loss(cosine, target, *, margin=0.35, scale=30.0, ignore_index=-100, reduction='mean')
+    linear_am_softmax_loss(embedding, weight, target, *, margin=0.35, scale=30.0, chunk_size=None, ignore_index=-100, reduction='mean')
+    retrieval_accuracy(embedding, label, *, k=(1, 5, 10))
+    AdditiveCosineMargin(m=0.35)
+    AdditiveAngularMargin(m=0.5)
+    MultipliedAngle(m=4)
+    MarginSoftmaxLoss(*, psi, scale=30.0, ignore_index=-100, reduction='mean')
+    AmSoftmaxLoss(*, margin=0.35, scale=30.0, ignore_index=-100, reduction='mean')
+    LinearAmSoftmaxLoss(*, margin=0.35, scale=30.0, chunk_size=None, ignore_index=-100, reduction='mean')
+    RetrievalAccuracy(*, k=(1, 5, 10))
+accuracy
+    expected_accuracy(input, target, *, sigma=1.0, nodes=32)
+    log_expected_accuracy(input, target, *, sigma=1.0, nodes=32)
+    exact_loss(input, target, *, sigma=1.0, log=False, nodes=32, ignore_index=-100, reduction='mean')
+    soft_accuracy_loss(input, target, *, ignore_index=-100, reduction='mean')
+    ExpectedAccuracy(*, sigma=1.0, nodes=32)
+    LogExpectedAccuracy(*, sigma=1.0, nodes=32)
+    ExactLoss(*, sigma=1.0, log=False, nodes=32, ignore_index=-100, reduction='mean')
+    SoftAccuracyLoss(*, ignore_index=-100, reduction='mean')
+emo
+    emo_loss(input, target, embedding, *, ignore_index=-100, reduction='mean')
+    emo_ce_loss(input, target, embedding, *, ignore_index=-100, reduction='mean')
+    linear_emo_loss(hidden, weight, target, embedding, *, bias=None, chunk_size=1024, ignore_index=-100, reduction='mean')
+    linear_emo_ce_loss(hidden, weight, target, embedding, *, bias=None, chunk_size=1024, ignore_index=-100, reduction='mean')
+    EmoLoss(*, ignore_index=-100, reduction='mean')
+    EmoCeLoss(*, ignore_index=-100, reduction='mean')
+    LinearEmoLoss(*, chunk_size=1024, ignore_index=-100, reduction='mean')
+    LinearEmoCeLoss(*, chunk_size=1024, ignore_index=-100, reduction='mean')
+"""
+MODULES = dict(re.findall(r"^(\w+)\n((?: .*\n)+)", INTERFACE, re.MULTILINE))
+
+
+def signature(thing) -> str:
+    """Name and arguments as a user writes them, without types."""
+    found = inspect.signature(thing)
+    bare = [p.replace(annotation=inspect.Parameter.empty) for p in found.parameters.values()]
+    return f"{thing.__name__}{found.replace(parameters=bare, return_annotation=inspect.Signature.empty)}"
+
+
+@pytest.mark.parametrize("slug", MODULES)
+def test_the_interface_is_what_users_rely_on(slug):
+    module = importlib.import_module(f"lossbook.{slug}")
+    wanted = [line.strip() for line in MODULES[slug].strip().splitlines()]
+    assert sorted(module.__all__) == sorted(line.partition("(")[0] for line in wanted)
+    assert [signature(getattr(module, line.partition("(")[0])) for line in wanted] == wanted

@@ -1,0 +1,269 @@
+"""Mutation tests of the losses: change one sign, number or comparison at a time, and see whether a test notices.
+
+``python -m tools.mutants [slug ...]`` (or ``make mutants``) changes ``lossbook/<slug>.py`` with the operators of
+cosmic-ray and runs ``tests/test_<slug>.py`` on each change. What no test notices is a survivor. Survivors are written
+to ``tests/mutants/<slug>.toml``, each with a reason that a person adds: why the change cannot be seen, or why no test
+asks. The command ends with 1 while a survivor has no reason.
+
+cosmic-ray's own runner starts Python anew for each change, which takes longer than most tests here, since torch loads
+for seconds. So the changes run in children of one process that has loaded torch already. A child meets the tests that
+reach the changed line, the quickest first, without those that take more than ``SLOW`` seconds. Its memory and its time
+are limited: a change may ask for all of both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import json
+import multiprocessing
+import os
+import resource
+import signal
+import sys
+import tempfile
+import types
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tomllib
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads of a parent are lost in its children
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDER = ROOT / "tests" / "mutants"
+SLUGS = ("multilabel_softmax", "soft_labels", "focal", "am_softmax", "accuracy", "emo")
+SLOW, MEMORY = 2.0, 8 * 2**30  # seconds of a test, bytes of a child
+NOTICED, SURVIVED, UNUSABLE = 1, 0, 3  # how a child ends
+
+BINARY = (
+    "Add_Sub Sub_Add Mul_Div Div_Mul FloorDiv_Mul Mod_Mul Pow_Mul BitOr_BitAnd BitAnd_BitOr LShift_RShift RShift_LShift"
+)
+COMPARISON = "Eq_NotEq NotEq_Eq Lt_LtE Lt_GtE LtE_Lt LtE_Gt Gt_GtE Gt_LtE GtE_Gt GtE_Lt Is_IsNot IsNot_Is"
+OPERATORS = (
+    [f"ReplaceBinaryOperator_{name}" for name in BINARY.split()]
+    + [f"ReplaceComparisonOperator_{name}" for name in COMPARISON.split()]
+    + [f"ReplaceUnaryOperator_{name}" for name in ("USub_UAdd", "Delete_Not", "Delete_Invert")]
+    + ["AddNot", "NumberReplacer", "ZeroIterationForLoop", "RemoveDecorator"]
+    + ["ReplaceTrueWithFalse", "ReplaceFalseWithTrue", "ReplaceAndWithOr", "ReplaceOrWithAnd"]
+    + ["ReplaceBreakWithContinue", "ReplaceContinueWithBreak"]
+)
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One change: its operator, its place, and the changed module."""
+
+    operator: str
+    line: int
+    before: str
+    after: str
+    source: str
+
+
+def mutants(source: str) -> Iterator[Mutant]:
+    """Every change that the operators can make, type annotations left out."""
+    from cosmic_ray.ast import ast_nodes, get_ast
+    from cosmic_ray.mutating import mutate_code
+    from cosmic_ray.plugins import get_operator
+
+    hints = annotations(source)
+    lines = source.splitlines()
+    tree = get_ast(source)
+    for name in OPERATORS:
+        operator = get_operator(f"core/{name}")()
+        places = [position for node in ast_nodes(tree) for position in operator.mutation_positions(node)]
+        for occurrence, ((line, column), _) in enumerate(places):
+            if any(start <= (line, column) < end for start, end in hints):
+                continue
+            changed = mutate_code(source, operator, occurrence)
+            if changed is None:
+                continue
+            after = changed.splitlines()
+            differs = next(i for i, pair in enumerate(zip(lines, after, strict=False)) if pair[0] != pair[1])
+            yield Mutant(name, differs + 1, lines[differs].strip(), after[differs].strip(), changed)
+
+
+def annotations(source: str) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+    """Where the type annotations stand, and the calls of ``cast``: (line, column) of start and end."""
+    found: list[ast.expr] = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.arg | ast.AnnAssign) and node.annotation is not None:
+            found.append(node.annotation)
+        elif isinstance(node, ast.FunctionDef) and node.returns is not None:
+            found.append(node.returns)
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "cast":
+            found.append(node.args[0])
+    return [((n.lineno, n.col_offset), (n.end_lineno or 0, n.end_col_offset or 0)) for n in found]
+
+
+# ------------------------------------------------------------------------------------------------- what a child does
+
+
+def test_files(slug: str) -> list[str]:
+    """The tests that judge a module, its own examples among them."""
+    return ["tests/test_interface.py", f"tests/test_{slug}.py", f"lossbook/{slug}.py"]
+
+
+class Watch:
+    """A pytest plugin that writes down which lines of the module each test reaches, and for how long it runs."""
+
+    def __init__(self, module: Path) -> None:
+        from coverage import Coverage
+
+        self.module = str(module)
+        self.coverage = Coverage(include=[self.module], data_file=None)
+        self.seconds: dict[str, float] = {}
+
+    def pytest_sessionstart(self) -> None:
+        self.coverage.start()
+
+    def pytest_runtest_setup(self, item: Any) -> None:
+        self.coverage.switch_context(item.nodeid)
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        self.seconds[report.nodeid] = self.seconds.get(report.nodeid, 0.0) + report.duration
+
+    def reached(self) -> dict[int, list[str]]:
+        self.coverage.stop()
+        by_line = self.coverage.get_data().contexts_by_lineno(self.module)
+        return {line: [test for test in tests if test] for line, tests in by_line.items()}
+
+
+class Choose:
+    """A pytest plugin that keeps the tests of a list, in its order."""
+
+    def __init__(self, tests: list[str]) -> None:
+        self.order = {test: i for i, test in enumerate(tests)}
+
+    def pytest_collection_modifyitems(self, items: list[Any]) -> None:
+        items[:] = sorted((i for i in items if i.nodeid in self.order), key=lambda i: self.order[i.nodeid])
+
+
+QUIET = ["-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist", "--doctest-modules", "--no-header", "-W", "ignore"]
+
+
+def baseline(slug: str, answer: str) -> None:
+    """Run the tests on the unchanged module; write what they reach, and for how long each runs."""
+    import pytest
+
+    quiet()
+    watch = Watch(ROOT / "lossbook" / f"{slug}.py")
+    code = pytest.main([*QUIET, *test_files(slug)], plugins=[watch])
+    Path(answer).write_text(json.dumps([watch.reached(), watch.seconds]), encoding="utf-8")
+    os._exit(int(code))
+
+
+def trial(slug: str, source: str, tests: list[str], seconds: int) -> None:
+    """Run the tests on a changed module."""
+    import pytest
+
+    quiet()
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    signal.alarm(seconds)  # ends the process, also inside an operator of torch
+    name = f"lossbook.{slug}"
+    module = types.ModuleType(name)
+    module.__file__ = str(ROOT / "lossbook" / f"{slug}.py")
+    module.__package__ = "lossbook"
+    sys.modules[name] = module
+    try:
+        exec(compile(source, module.__file__, "exec"), module.__dict__)
+    except Exception:
+        os._exit(NOTICED)
+    import lossbook
+
+    setattr(lossbook, slug, module)
+    code = pytest.main([*QUIET, *test_files(slug)], plugins=[Choose(tests)])
+    os._exit({0: SURVIVED, 5: SURVIVED}.get(int(code), NOTICED))
+
+
+def quiet() -> None:
+    """Drop what the child prints; it would lie between the lines of the others."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    os.dup2(null, 2)
+
+
+# ------------------------------------------------------------------------------------------------------- the command
+
+
+def judge(slug: str, jobs: int, part: float) -> bool:
+    """Try every mutant of a module and write the survivors down; whether each has its reason."""
+    from tqdm import tqdm
+
+    context = multiprocessing.get_context("fork")
+    with tempfile.TemporaryDirectory() as folder:
+        answer = Path(folder) / "baseline.json"
+        child = context.Process(target=baseline, args=(slug, str(answer)))
+        child.start()
+        child.join()
+        if child.exitcode != 0:
+            sys.exit(f"{slug}: the tests fail without any change")
+        reached, seconds = json.loads(answer.read_text(encoding="utf-8"))
+
+    everything = sorted(seconds, key=lambda test: seconds[test])
+    limit = 60 + int(10 * sum(seconds.values()))
+
+    def survives(mutant: Mutant) -> bool:
+        here = reached.get(str(mutant.line)) or everything  # no test reaches a line that runs on import: ask all
+        tests = [test for test in sorted(here, key=lambda t: seconds.get(t, 0.0)) if seconds.get(test, 0.0) <= SLOW]
+        child = context.Process(target=trial, args=(slug, mutant.source, tests, limit))
+        child.start()
+        child.join()
+        return child.exitcode == SURVIVED
+
+    source = (ROOT / "lossbook" / f"{slug}.py").read_text(encoding="utf-8")
+    tried = list(mutants(source))
+    if part < 1:
+        tried = tried[:: round(1 / part)]
+    with ThreadPoolExecutor(jobs) as pool:
+        alive = list(tqdm(pool.map(survives, tried), total=len(tried), desc=slug, unit="mutant"))
+    survivors = [mutant for mutant, lives in zip(tried, alive, strict=True) if lives]
+
+    path = FOLDER / f"{slug}.toml"
+    known = tomllib.loads(path.read_text(encoding="utf-8"))["survivor"] if path.exists() else []
+    reasons = {(s["before"], s["after"]): s["reason"] for s in known}
+    words = [
+        f"# Written by `python -m tools.mutants {slug}`; the reasons are written by people.",
+        f"mutants = {len(tried)}",
+        f"noticed = {len(tried) - len(survivors)}",
+        "survivor = [" if not survivors else "",
+    ]
+    words[-1:] = ["survivor = []"] if not survivors else []
+    for mutant in survivors:
+        entry = {
+            "before": mutant.before,
+            "after": mutant.after,
+            "reason": reasons.get((mutant.before, mutant.after), ""),
+        }
+        # a JSON string is a TOML string
+        words += ["", "[[survivor]]", *(f"{key} = {json.dumps(text)}" for key, text in entry.items())]
+    FOLDER.mkdir(exist_ok=True)
+    path.write_text("\n".join(words) + "\n", encoding="utf-8")
+    open_ones = sum((m.before, m.after) not in reasons for m in survivors)
+    share = 1 - len(survivors) / len(tried)
+    print(f"{slug}: {len(tried)} mutants, {share:.1%} noticed, {len(survivors)} survive, {open_ones} without a reason")
+    return open_ones == 0
+
+
+def main() -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(prog="python -m tools.mutants", description=__doc__.split("\n\n")[0])
+    parser.add_argument("slugs", nargs="*", default=SLUGS, help="modules (default: all six)")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="children at a time")
+    parser.add_argument("--part", type=float, default=1.0, help="share of the mutants to try (1)")
+    options = parser.parse_args()
+    os.chdir(ROOT)
+    import pytest  # noqa: F401
+    import torch
+
+    torch.set_num_threads(1)
+    results = [judge(slug, options.jobs, options.part) for slug in options.slugs]
+    sys.exit(0 if all(results) else 1)
+
+
+if __name__ == "__main__":
+    main()
