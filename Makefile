@@ -6,7 +6,7 @@ PEERS := .venv/.peers
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help book live serve test lint unit notebooks pages bench lock clean
+.PHONY: help book live serve test lint unit notebooks pages bench mutants lock clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -58,6 +58,10 @@ pages: $(READY) ## build the book from nothing with warnings as errors and read 
 bench: $(PEERS) ## time and memory beside other implementations, into data/results
 	@for module in $(basename $(notdir $(filter-out %__init__.py %harness.py, $(wildcard benchmarks/*.py)))); do \
 	  $(BIN)/python -m benchmarks.$$module || exit 1; done
+
+mutants: $(PEERS) ## change the losses a little and see which changes no test notices (hours)
+	$(BIN)/python -m pip install --quiet "cosmic-ray==8.7.0"
+	$(BIN)/python -m tools.mutants
 
 lock: ## renew requirements.lock from pyproject.toml in a fresh environment
 	@$(PYTHON) -m tools.lock

@@ -692,6 +692,27 @@ def test_modules_are_the_functions(
         module(reduction="avg")
 
 
+@pytest.mark.parametrize(
+    ("module", "lowest"),
+    [(SigmoidFocalLoss, {"gamma": 0.0}), (SoftmaxFocalLoss, {"gamma": 0.0}), (SigmoidFocalLoss, {"alpha": 0.0})],
+)
+def test_modules_take_the_lowest_value_of_an_option(module: type[torch.nn.Module], lowest: dict[str, float]) -> None:
+    loss = sigmoid_focal_loss if module is SigmoidFocalLoss else softmax_focal_loss
+    s, t = example(loss)
+    torch.testing.assert_close(module(**lowest)(s, t), loss(s, t, **lowest))
+
+
+@pytest.mark.parametrize("loss", [softmax_focal_loss, soft_truncated_cross_entropy])
+def test_one_class_costs_nothing_also_beside_an_ignored_row(loss: Callable[..., Tensor]) -> None:
+    """The index that stands in for an ignored row must exist, even if there is one class only."""
+    s = torch.randn(3, 1, requires_grad=True)
+    value = loss(s, torch.tensor([0, -100, 0]), reduction="none")
+    value.sum().backward()
+    assert value.tolist() == [0, 0, 0]
+    assert s.grad is not None
+    assert s.grad.tolist() == [[0], [0], [0]]
+
+
 def test_class_weights_are_a_buffer() -> None:
     module = SoftmaxFocalLoss(weight=torch.ones(3))
     assert dict(module.named_buffers()).keys() == {"weight"}

@@ -291,6 +291,14 @@ def test_mixtures_carry_gradient() -> None:
     assert torch.autograd.gradcheck(lambda x, t: mixup(x, t, generator=generator(2))[:2], (x, t))
 
 
+def test_single_numbers_can_be_mixed() -> None:
+    """A sample and its label may be numbers: a batch then has one dimension."""
+    x, t, lam = mixup(torch.tensor([0.0, 10.0]), torch.tensor([False, True]), generator=generator(5))
+    torch.testing.assert_close(x, 10 * t)
+    assert x.shape == t.shape == (2,)
+    assert 0 <= lam <= 1
+
+
 def test_empty_batches() -> None:
     x, t, _ = mixup(torch.zeros(0, 3), torch.zeros(0, 2))
     assert x.shape == (0, 3)
