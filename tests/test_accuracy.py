@@ -482,6 +482,17 @@ def test_the_same_twice() -> None:
 # -------------------------------------------------------------------------------------------------------- the losses
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("lead", [-15.0, -10.0, -5.0, -1.0, 0.0, 1.0, 5.0])
+def test_the_slope_of_the_error_keeps_its_digits(lead: float, dtype: torch.dtype) -> None:
+    """For two classes the slope is the normal density of the difference, however small."""
+    s = torch.tensor([lead, 0.0], dtype=dtype, requires_grad=True)
+    exact_loss(s, torch.tensor(0), nodes=64).backward()
+    assert s.grad is not None
+    slope = -float(mp.npdf(lead, 0, mp.sqrt(2)))
+    assert s.grad.tolist() == pytest.approx([slope, -slope], rel=1e-5 if dtype == torch.float32 else 1e-9)
+
+
 def test_exact_loss_is_the_error_or_the_logarithm() -> None:
     s, t = rows(20, 6)
     p = expected_accuracy(s, t, sigma=0.8)

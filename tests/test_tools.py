@@ -307,3 +307,9 @@ def test_an_unknown_chapter_is_named(tiny):
     done = run(tiny, "tools.execute", "huge")
     assert done.returncode == 2
     assert "no such chapter: huge; there are tiny" in done.stderr
+
+
+def test_a_reference_without_a_link_is_named(tmp_path):
+    (tmp_path / "references.bib").write_text("@misc{su2020, author = {Su, J}, year = {2020}}", encoding="utf-8")
+    with pytest.raises(SourceError, match=r"references.bib: the entry su2020 has no url"):
+        reader.citations(tmp_path)

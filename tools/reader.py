@@ -79,6 +79,9 @@ def citations(root: Path = ROOT) -> dict[str, dict[str, str]]:
     """Key to author, year and link of every entry of ``references.bib``."""
     found = {}
     for key, entry in parse_string(read(root / "references.bib"), "bibtex").entries.items():
+        missing = {"author", "year", "url"} - {*entry.fields, *entry.persons}
+        if missing:
+            raise SourceError(f"references.bib: the entry {key} has no {' and no '.join(sorted(missing))}")
         names = [" ".join([*p.prelast_names, *p.last_names]) for p in entry.persons["author"]]
         author = names[0] if len(names) == 1 else " and ".join(names) if len(names) == 2 else f"{names[0]} et al."
         found[key] = {"author": author, "year": entry.fields["year"], "url": entry.fields["url"]}
