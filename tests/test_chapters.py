@@ -115,6 +115,12 @@ def test_every_figure_has_alt_text_and_there_are_four(chapter):
 
 
 @CHAPTERS
+def test_one_figure_is_the_cover(chapter):
+    (cover,) = [i for i, c in enumerate(code_cells(chapter.source)) if "cover" in c.metadata.get("tags", [])]
+    assert any("image/png" in o.get("data", {}) for o in code_cells(chapter.notebook)[cover].outputs)
+
+
+@CHAPTERS
 def test_no_cell_leaves_an_error_or_a_progress_bar(chapter):
     for cell in code_cells(chapter.notebook):
         for output in cell.outputs:

@@ -7,6 +7,7 @@ build.
 
 from __future__ import annotations
 
+import base64
 import copy
 import shutil
 from pathlib import Path
@@ -17,6 +18,8 @@ from sphinx.errors import SphinxError
 
 from tools.chapters import StaleChapterError, all_chapters, code_cells
 from tools.reader import execution_facts, insert_facts
+
+COVERS = "_static/covers"  # made by the build, not committed
 
 
 class StaleError(SphinxError):  # type: ignore[misc]
@@ -55,6 +58,17 @@ def check_chapters(app: Any) -> None:
         raise StaleError(str(error)) from None
 
 
+def draw_covers(app: Any) -> None:
+    """Put the picture of each chapter's cell with the tag ``cover`` where the front page finds it."""
+    for chapter in all_chapters(Path(app.srcdir)):
+        for cell, stored in zip(code_cells(chapter.source), code_cells(chapter.notebook), strict=True):
+            pictures = [output.data["image/png"] for output in stored.outputs if "image/png" in output.get("data", {})]
+            if "cover" in cell.metadata.get("tags", []) and pictures:
+                path = Path(app.srcdir) / COVERS / f"{chapter.slug}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(base64.b64decode(pictures[-1]))
+
+
 def note_dependencies(app: Any, docname: str, source: list[str]) -> None:
     """Read a page again when its notebook changed, though its text did not."""
     notebook = Path(app.srcdir) / f"{docname}.ipynb"
@@ -85,6 +99,7 @@ def offer_notebooks(app: Any, exception: Exception | None) -> None:
 
 def setup(app: Any) -> dict[str, bool]:
     app.connect("builder-inited", check_chapters)
+    app.connect("builder-inited", draw_covers)
     app.connect("source-read", note_dependencies)
     app.connect("html-page-context", tidy_page, priority=900)
     app.connect("build-finished", offer_notebooks)
