@@ -159,7 +159,8 @@ def expected_accuracy(input: Tensor, target: Tensor, *, sigma: float = 1.0, node
         >>> expected_accuracy(s, torch.arange(3), sigma=0.1).round(decimals=4)
         tensor([1., 0., 0.])
 
-    Source: EXACT, arXiv 2205.09615; Su Jianlin, scientific spaces 9098 (2022) and 6620 (2019).
+    Equation :eq:`acc-integral` of the chapter. Source: EXACT, arXiv 2205.09615; Su Jianlin, scientific spaces 9098
+    (2022) and 6620 (2019).
     """
     return log_expected_accuracy(input, target, sigma=sigma, nodes=nodes).exp()
 
@@ -197,7 +198,8 @@ def log_expected_accuracy(input: Tensor, target: Tensor, *, sigma: float = 1.0, 
         >>> print(round(log_expected_accuracy(s, torch.tensor(0)).item(), 2))
         -239.56
 
-    Source: EXACT, arXiv 2205.09615; Su Jianlin, scientific spaces 9098 (2022) and 6620 (2019).
+    Equation :eq:`acc-log` of the chapter, its gradient :eq:`acc-gradient`. Source: EXACT, arXiv 2205.09615; Su Jianlin,
+    scientific spaces 9098 (2022) and 6620 (2019).
     """
     s, t, _ = _checked(input, target, sigma, nodes, None)
     return _log_accuracy(s, t, None, float(sigma), nodes)
@@ -250,7 +252,7 @@ def exact_loss(
         >>> exact_loss(s, torch.tensor([0, 2]), log=True, reduction="none").round(decimals=4)
         tensor([0.3164, 3.0544])
 
-    Source: EXACT, arXiv 2205.09615; Su Jianlin, scientific spaces 9098 (2022).
+    Equation :eq:`acc-exact` of the chapter. Source: EXACT, arXiv 2205.09615; Su Jianlin, scientific spaces 9098 (2022).
     """
     check_reduction(reduction)
     s, t, counted = _checked(input, target, sigma, nodes, ignore_index)
@@ -295,7 +297,7 @@ def soft_accuracy_loss(input: Tensor, target: Tensor, *, ignore_index: int = -10
         >>> soft_accuracy_loss(s, torch.tensor([0, 2]), reduction="none").round(decimals=4)
         tensor([0.3348, 0.9100])
 
-    Source: Su Jianlin, scientific spaces 9098 (2022) and 6620 (2019).
+    Equation :eq:`acc-soft` of the chapter. Source: Su Jianlin, scientific spaces 9098 (2022) and 6620 (2019).
     """
     check_reduction(reduction)
     s, t, counted = _read(input, target, ignore_index)
