@@ -15,9 +15,9 @@ from torch import Tensor
 
 from lossbook._extras import require
 
-# The loaders of public data, all in `lossbook.data.public`. They are looked up on first use and never imported here: the
-# stamp of a chapter covers every module that its imports lead to, so an import here would make all chapters stale
-# whenever a loader changes, though no chapter runs one.
+# The loaders of public data, all in `lossbook.data.public`. They are looked up on first use and never imported here:
+# the stamp of a chapter covers every module that its imports lead to, so an import here would make all chapters stale
+# whenever a loader changes, though no chapter runs one. Who wants types checked imports from that module.
 _PUBLIC = (
     "banking77",
     "bibtex",

@@ -2,8 +2,8 @@
 
 A file is looked for in two places:
 
-1. the folder that ``LOSSBOOK_DATA`` names, where the user keeps copies. It is only read. A file there may be packed with
-   gzip, under its name with ``.gz`` added.
+1. the folder that ``LOSSBOOK_DATA`` names, where the user keeps copies. It is only read. A file there may be packed
+   with gzip, under its name with ``.gz`` added.
 2. the cache: the folder that ``LOSSBOOK_CACHE`` names, or else the one that the platform has for caches. What it lacks
    is downloaded into it.
 

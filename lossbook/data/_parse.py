@@ -202,7 +202,10 @@ def parse_text_class(file: str, content: bytes, places: dict[str, int]) -> tuple
 
 def parse_text_labels_id(file: str, content: bytes, labels: int) -> tuple[list[str], Tensor, list[str]]:
     """Texts, targets ``(rows, labels)`` and names from rows of text, tab, numbers of labels with commas, tab, name."""
-    texts, names, rows, columns = [], [], [], []
+    texts: list[str] = []
+    names: list[str] = []
+    rows: list[int] = []
+    columns: list[int] = []
     known = {str(label): label for label in range(labels)}
     for number, (text, positives, name) in parse_fields(file, content, 3):
         found = [look_up(file, number, label, known, "label") for label in positives.split(",")]
@@ -421,7 +424,7 @@ def xlsx_rows(file: str, content: bytes, form: TableFormat) -> Iterator[tuple[in
     expected = form.header
     for row in document("xl/worksheets/sheet1.xml").iter(f"{space}row"):
         place = f"sheet row {row.get('r')}"
-        fields = []
+        fields: list[str] = []
         for cell in row:
             found = CELL.fullmatch(cell.get("r", ""))
             # A row leaves out empty cells, so that the next would slide into their place.
@@ -484,15 +487,16 @@ def parse_table(
                     empty = not field and kind == "number or empty"
                     numbers[column].append(math.nan if empty else parse_number(file, line, field))
         counts.append(len(labels) - before)
-    features: list[list[float]] = []
+    features: list[NDArray[Any]] = []
     names: list[str] = []
     for column, (name, kind) in enumerate(form.columns):
         if column in numbers:
             names.append(name)
-            features.append(numbers[column])
+            features.append(np.array(numbers[column]))
         elif kind == "category":
-            for value in sorted({*cells[column]}):
+            values, place = np.unique(np.array(cells[column], dtype=str), return_inverse=True)
+            for i, value in enumerate(values):
                 names.append(f"{name}={value}")
-                features.append([float(cell == value) for cell in cells[column]])
-    table = torch.tensor(features, dtype=torch.float64).T.contiguous()
+                features.append(place == i)
+    table = torch.from_numpy(np.stack(features, axis=1, dtype=np.float64))
     return table, torch.tensor(labels, dtype=torch.int64), tuple(names), counts

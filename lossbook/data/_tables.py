@@ -15,6 +15,10 @@ def _categories(*names: str) -> Columns:
     return tuple((name, "category") for name in names)
 
 
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
 def _named(*names: str) -> dict[str, str]:
     """Classes that are called what the file says."""
     return {name: name for name in names}
@@ -23,24 +27,24 @@ def _named(*names: str) -> dict[str, str]:
 _CLASS: Columns = (("class", "class"),)
 _ID: Columns = (("id", "ignored"),)
 
-_MAIL_WORDS = (
+_MAIL_WORDS = _words(
     "make address all 3d our over remove internet order mail receive will people report addresses free business email "
     "you credit your font 000 money hp hpl george 650 lab labs telnet 857 data 415 85 technology 1999 parts pm direct "
     "cs meeting original project re edu table conference"
-).split()
-_CELL = (
+)
+_CELL = _words(
     "radius texture perimeter area smoothness compactness concavity concave_points symmetry fractal_dimension"
-).split()
-_BEAN = (
+)
+_BEAN = _words(
     "Area Perimeter MajorAxisLength MinorAxisLength AspectRation Eccentricity ConvexArea EquivDiameter Extent Solidity "
     "roundness Compactness ShapeFactor1 ShapeFactor2 ShapeFactor3 ShapeFactor4"
 ).split()
 # The file calls two columns Score_B; ours are numbered.
-_AUDIT = (
+_AUDIT = _words(
     "Sector_score LOCATION_ID PARA_A Score_A Risk_A PARA_B Score_B Risk_B TOTAL numbers Score_B Risk_C Money_Value "
     "Score_MV Risk_D District_Loss PROB Risk_E History Prob Risk_F Score Inherent_Risk CONTROL_RISK Detection_Risk "
     "Audit_Risk Risk"
-).split()
+)
 
 TABLES: dict[str, tuple[tuple[str, ...], TableFormat, RowReader]] = {
     "abalone": (
@@ -80,7 +84,7 @@ TABLES: dict[str, tuple[tuple[str, ...], TableFormat, RowReader]] = {
             + _numbers(*_AUDIT[13:-1])
             + _CLASS,
             {"0": "not fraudulent", "1": "fraudulent"},
-            header=tuple(_AUDIT),
+            header=_AUDIT,
         ),
         table_rows,
     ),

@@ -1,11 +1,18 @@
 """Public data sets at full size, one function each.
 
-A function takes the files from the folder that ``LOSSBOOK_DATA`` names, else from the cache, else it downloads them into
-the cache. It compares every file with its SHA-256 before it reads a row, and refuses a row that does not fit.
+A function takes the files from the folder that ``LOSSBOOK_DATA`` names, else from the cache, else it downloads them
+into the cache. It compares every file with its SHA-256 before it reads a row, and refuses a row that does not fit.
 ``python -m lossbook.data list`` says what there is, where it comes from, under which licence, and what is here.
 
-Pictures, labels, targets and features are tensors on the CPU, texts are lists of ``str``, names of classes are tuples in
-the order of the labels. Splits are those of the set's makers; a set that has none comes in one piece.
+Pictures, labels, targets and features are tensors on the CPU, texts are lists of ``str``, names of classes are tuples
+in the order of the labels. Splits are those of the set's makers; a set that has none comes in one piece.
+
+Every function here raises:
+
+- ``MissingFileError`` (a ``FileNotFoundError``): a file is not here and could not be downloaded. The message says what to
+  download, from where, to where.
+- ``WrongFileError`` (a ``ValueError``): a file is cut off, altered or another one.
+- ``MalformedFileError`` (a ``ValueError``): a row does not fit; the message names file and line.
 """
 
 from __future__ import annotations
@@ -413,8 +420,8 @@ def wikitext2() -> WikiText2:
 def goemotions() -> GoEmotions:
     """GoEmotions: comments from Reddit and the emotions that readers found in them.
 
-    43,410 comments to train, 5,426 to validate, 5,427 to test. 28 labels, the last is ``neutral``; a comment has at least
-    one and 1.18 on average.
+    43,410 comments to train, 5,426 to validate, 5,427 to test. 28 labels, the last is ``neutral``; a comment has at
+    least one and 1.18 on average.
 
     Licence: CC BY 4.0. Source: Demszky and others, "GoEmotions: A Dataset of Fine-Grained Emotions", 2020.
     """
@@ -469,8 +476,8 @@ def bibtex() -> MultilabelTable:
 def delicious() -> MultilabelTable:
     """delicious: web pages and the tags that their readers gave them.
 
-    12,920 rows to train, 3,185 to test; 500 features, each 0 or 1: whether a word occurs. 983 labels, 19 of them true on
-    average.
+    12,920 rows to train, 3,185 to test; 500 features, each 0 or 1: whether a word occurs. 983 labels, 19 of them true
+    on average.
 
     Licence: not stated. Source: Tsoumakas, Katakis, Vlahavas, "Effective and Efficient Multilabel Classification in
     Domains with Large Number of Labels", 2008.
@@ -530,7 +537,7 @@ def wnut17() -> Wnut17:
     """WNUT17: posts whose named entities are rare or new.
 
     3,394 sentences (62,730 tokens) to train, 1,009 (15,733) to validate, 1,287 (23,394) to test. 13 tags: ``O``, and
-    ``B-`` and ``I-`` with each of 6 types. From 93 to 95 % of the tokens have ``O``.
+    ``B-`` and ``I-`` with each of 6 types. From 92 to 95 % of the tokens have ``O``.
 
     Licence: CC BY 4.0. Source: Derczynski and others, "Results of the WNUT2017 Shared Task on Novel and Emerging Entity
     Recognition", 2017.
@@ -564,9 +571,9 @@ def uci(name: str) -> Table:
     wine          178    13       3       grower
     ============= ====== ======== ======= =========================================================
 
-    A category of the file has become one feature for each of its values. In adult the unknown value of a category is one
-    of its values, ``?``; in audit-risk one number is unknown and NaN. Nothing is scaled. Numbers that only name a row are
-    left out. adult is split by its makers: 32,561 rows to train, 16,281 to test.
+    A category of the file has become one feature for each of its values. In adult the unknown value of a category is
+    one of its values, ``?``; in audit-risk one number is unknown and NaN. Nothing is scaled. Numbers that only name a
+    row are left out. adult is split by its makers: 32,561 rows to train, 16,281 to test.
 
     In audit-risk the feature ``Audit_Risk`` gives the class away: it is above 1 exactly where the class is 1.
 
