@@ -15,7 +15,7 @@ list      what there is, how large it is, its licence, and where it is; with nam
 fetch     download what is not here; one that is here is checked
 verify    compare the files that are here with their SHA-256; exit status 1 if one is wrong or missing
 
-A name is one of those that list prints, or uci for all the UCI tables, or all.
+A name is one of those that list prints, or that of a loader (uci: all its tables), or all.
 
 LOSSBOOK_DATA   a folder with copies of the files, used first, never written to
 LOSSBOOK_CACHE  the folder for downloads, instead of the platform's folder for caches
@@ -31,11 +31,7 @@ def choose(names: list[str]) -> list[PublicSet]:
     sets = public_sets()
     chosen: dict[str, PublicSet] = {}
     for name in names:
-        found = {
-            key: entry
-            for key, entry in sets.items()
-            if name in ("all", key) or (name == "uci" and key.startswith("uci-"))
-        }
+        found = {key: entry for key, entry in sets.items() if name in ("all", key, entry.loader.partition("(")[0])}
         if not found:
             raise ValueError(f"there is no data set {name!r}; there are: {', '.join(sets)}")
         chosen |= found

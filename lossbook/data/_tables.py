@@ -38,7 +38,7 @@ _CELL = _words(
 _BEAN = _words(
     "Area Perimeter MajorAxisLength MinorAxisLength AspectRation Eccentricity ConvexArea EquivDiameter Extent Solidity "
     "roundness Compactness ShapeFactor1 ShapeFactor2 ShapeFactor3 ShapeFactor4"
-).split()
+)
 # The file calls two columns Score_B; ours are numbered.
 _AUDIT = _words(
     "Sector_score LOCATION_ID PARA_A Score_A Risk_A PARA_B Score_B Risk_B TOTAL numbers Score_B Risk_C Money_Value "

@@ -9,8 +9,8 @@ in the order of the labels. Splits are those of the set's makers; a set that has
 
 Every function here raises:
 
-- ``MissingFileError`` (a ``FileNotFoundError``): a file is not here and could not be downloaded. The message says what to
-  download, from where, to where.
+- ``MissingFileError`` (a ``FileNotFoundError``): a file is not here and could not be downloaded. The message says what
+  to download, from where, to where.
 - ``WrongFileError`` (a ``ValueError``): a file is cut off, altered or another one.
 - ``MalformedFileError`` (a ``ValueError``): a row does not fit; the message names file and line.
 """
