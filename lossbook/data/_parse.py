@@ -13,6 +13,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal
 
 import numpy as np
@@ -200,6 +201,16 @@ def parse_text_class(file: str, content: bytes, places: dict[str, int]) -> tuple
     return texts, torch.tensor(labels, dtype=torch.int64)
 
 
+def unquote(file: str, number: int, field: str) -> str:
+    """A field without its quotes: one with quotes inside stands in quotes and has them doubled."""
+    if '"' not in field:
+        return field
+    inner = field[1:-1].replace('""', "")
+    if len(field) < 2 or field[0] != '"' or field[-1] != '"' or '"' in inner:
+        raise malformed(file, number, f"quotes do not match in {field!r}")
+    return field[1:-1].replace('""', '"')
+
+
 def parse_text_labels_id(file: str, content: bytes, labels: int) -> tuple[list[str], Tensor, list[str]]:
     """Texts, targets ``(rows, labels)`` and names from rows of text, tab, numbers of labels with commas, tab, name."""
     texts: list[str] = []
@@ -213,7 +224,7 @@ def parse_text_labels_id(file: str, content: bytes, labels: int) -> tuple[list[s
             raise malformed(file, number, f"a label twice in {positives!r}")
         rows += [len(texts)] * len(found)
         columns += found
-        texts.append(text)
+        texts.append(unquote(file, number, text))
         names.append(name)
     targets = torch.zeros(len(texts), labels, dtype=torch.bool)
     targets[rows, columns] = True
@@ -407,7 +418,10 @@ def table_rows(file: str, content: bytes, form: TableFormat) -> Iterator[tuple[i
         yield number, fields
 
 
-CELL = re.compile(r"([A-Z]+)([0-9]+)")
+@cache
+def column_letters(column: int) -> str:
+    """What a sheet calls a column: 0 is A, 25 is Z, 26 is AA."""
+    return (column_letters(column // 26 - 1) if column >= 26 else "") + chr(ord("A") + column % 26)
 
 
 def xlsx_rows(file: str, content: bytes, form: TableFormat) -> Iterator[tuple[int | str, list[str]]]:
@@ -423,13 +437,13 @@ def xlsx_rows(file: str, content: bytes, form: TableFormat) -> Iterator[tuple[in
     shared = ["".join(item.itertext()) for item in document("xl/sharedStrings.xml").iter(f"{space}si")]
     expected = form.header
     for row in document("xl/worksheets/sheet1.xml").iter(f"{space}row"):
-        place = f"sheet row {row.get('r')}"
+        number = row.get("r")
+        place = f"sheet row {number}"
         fields: list[str] = []
-        for cell in row:
-            found = CELL.fullmatch(cell.get("r", ""))
+        for column, cell in enumerate(row):
             # A row leaves out empty cells, so that the next would slide into their place.
-            if not found or column_number(found[1]) != len(fields):
-                raise malformed(file, place, f"a cell is missing before {cell.get('r')!r}")
+            if cell.get("r") != f"{column_letters(column)}{number}":
+                raise malformed(file, place, f"expected the cell {column_letters(column)}, got {cell.get('r')}")
             value = cell.findtext(f"{space}v", "")
             if cell.get("t") == "s":
                 if not value.isdigit() or int(value) >= len(shared):
@@ -442,14 +456,6 @@ def xlsx_rows(file: str, content: bytes, form: TableFormat) -> Iterator[tuple[in
             expected = None
             continue
         yield place, fields
-
-
-def column_number(letters: str) -> int:
-    """The number of a column of a sheet: A is 0, Z is 25, AA is 26."""
-    number = 0
-    for letter in letters:
-        number = 26 * number + ord(letter) - ord("A") + 1
-    return number - 1
 
 
 RowReader = Callable[[str, bytes, TableFormat], Iterator[tuple[int | str, list[str]]]]

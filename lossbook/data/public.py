@@ -477,7 +477,7 @@ def delicious() -> MultilabelTable:
     """delicious: web pages and the tags that their readers gave them.
 
     12,920 rows to train, 3,185 to test; 500 features, each 0 or 1: whether a word occurs. 983 labels, 19 of them true
-    on average.
+    on average. 63 rows to test also stand, with the same labels, in the training split.
 
     Licence: not stated. Source: Tsoumakas, Katakis, Vlahavas, "Effective and Efficient Multilabel Classification in
     Domains with Large Number of Labels", 2008.
@@ -518,7 +518,8 @@ def rt_polarity() -> TextSet:
 def sentiment_zh() -> SentimentZh:
     """sentiment-zh: Chinese reviews of products and hotels, against or for them.
 
-    16,883 reviews to train, 2,111 to validate, 2,111 to test, 2 classes of about the same size.
+    16,883 reviews to train, 2,111 to validate, 2,111 to test, 2 classes of about the same size. The splits are not
+    separate: 677 of the reviews to test and 666 of those to validate also stand in the training split.
 
     Licence: not stated. Source: bert4keras (its examples), 2019.
     """
