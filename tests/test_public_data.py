@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import runpy
 import socket
 import struct
 import sys
@@ -33,7 +34,7 @@ def test_loaders_are_found_without_being_imported():
         assert getattr(data, name) is getattr(public, name)
         assert name in dir(data)
     assert "digit_canvases" in dir(data)
-    with pytest.raises(AttributeError, match="module 'lossbook.data' has no attribute 'imagenet'"):
+    with pytest.raises(AttributeError, match=r"module 'lossbook\.data' has no attribute 'imagenet'"):
         data.imagenet  # noqa: B018
     source = (ROOT / "lossbook/data/__init__.py").read_text(encoding="utf-8")
     assert not [name for name in imported_modules(source, "lossbook.data") if name.startswith("lossbook.data.")]
@@ -47,6 +48,7 @@ def test_registry():
     assert len({file.name for file in files}) == len(files) == 50
     assert len({file.sha256 for file in files}) == len(files)
     for file in files:
+        assert _registry.public_file(file.name) is file
         assert re.fullmatch(r"[0-9a-f]{64}", file.sha256)
         assert re.fullmatch(r"https://raw\.githubusercontent\.com/[^/]+/[^/]+/[0-9a-f]{40}/\S+", file.url)
         assert file.size > 0
@@ -213,6 +215,12 @@ class TestRealFiles:
             assert float(split.features[-1].sum()) == pytest.approx(last_sum, abs=1e-5)
         if name != "yeast":
             assert set(it.train.features.unique().tolist()) == {0, 1}
+        train, test = (
+            [row.numpy().tobytes() for row in torch.cat([split.features, split.targets], 1)]
+            for split in (it.train, it.test)
+        )
+        known = set(train)
+        assert sum(row in known for row in test) == {"bibtex": 9, "delicious": 63, "yeast": 0}[name]
 
     def test_rt_polarity(self):
         it = data.rt_polarity()
@@ -615,8 +623,11 @@ def test_bad_goemotions(made, name, content, message):
         data.goemotions()
 
 
-XML = '<?xml version="1.0"?><labels xmlns="http://mulan.sourceforge.net/labels"><label name="L2"/><label name="L1"/></labels>'
-HEAD = "% a comment\n@relation x\n\n@attribute f1 numeric\n@attribute L1 {0,1}\n@ATTRIBUTE f2 Numeric\n@attribute L2 {0,1}\n"
+XML = '<?xml version="1.0"?><labels xmlns="http://x.org/labels"><label name="L2"/><label name="L1"/></labels>'
+HEAD = (
+    "% a comment\n@relation x\n\n"
+    "@attribute f1 numeric\n@attribute L1 {0,1}\n@ATTRIBUTE f2 Numeric\n@attribute L2 {0,1}\n"
+)
 YEAST = {
     "mulan-yeast/yeast.xml": XML,
     "mulan-yeast/yeast-train.arff": HEAD + "\n@data\n0.5,1,-2e1,0\n\n{0 .25,3 1}\n{}",
@@ -752,7 +763,7 @@ def test_bad_wnut17(made, train, message):
 
 
 def test_uci_names():
-    with pytest.raises(ValueError, match="name must be one of 'abalone', 'adult', .*, got 'titanic'"):
+    with pytest.raises(ValueError, match=r"name must be one of 'abalone', 'adult', .*, got 'titanic'"):
         data.uci("titanic")
     known = {file.name for entry in public_sets().values() for file in entry.files}
     assert {f"uci/{file}" for files, _, _ in _tables.TABLES.values() for file in files} == {
@@ -951,7 +962,7 @@ def test_folders(monkeypatch, tmp_path):
     if sys.platform == "linux":
         assert _fetch.cache_folder() == tmp_path / "platform" / "lossbook"
     monkeypatch.setenv("LOSSBOOK_DATA", str(tmp_path / "none"))
-    with pytest.raises(NotADirectoryError, match="LOSSBOOK_DATA names .*none, and there is no such folder"):
+    with pytest.raises(NotADirectoryError, match=r"LOSSBOOK_DATA names .*none, and there is no such folder"):
         _fetch.content(described())
     monkeypatch.setenv("LOSSBOOK_CACHE", "~/somewhere")
     assert _fetch.cache_folder() == Path.home() / "somewhere"
@@ -988,7 +999,7 @@ class Server(http.server.ThreadingHTTPServer):
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    def do_GET(self):  # noqa: N802
+    def do_GET(self):
         with self.server.lock:
             number = self.server.requests
             self.server.requests += 1
@@ -1300,6 +1311,14 @@ def test_command_names():
         "banking77",
     ]
     assert {entry.name for entry in command.choose(["uci"])} == {f"uci-{name}" for name in public.UCI}
+
+
+def test_command_runs_as_a_module(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["lossbook.data", "list", "banking77"])
+    with pytest.warns(RuntimeWarning, match="found in sys.modules"), pytest.raises(SystemExit) as stopped:
+        runpy.run_module("lossbook.data.__main__", run_name="__main__")
+    assert stopped.value.code == 0
+    assert "lossbook.data.banking77()" in capsys.readouterr().out
 
 
 def test_command_says_what_is_wrong_with_the_environment(monkeypatch, capsys, tmp_path):

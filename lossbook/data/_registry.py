@@ -74,7 +74,6 @@ def public_sets() -> dict[str, PublicSet]:
     return sets
 
 
-@cache
 def public_file(name: str) -> PublicFile:
     """A file of the registry by its name."""
-    return next(file for entry in public_sets().values() for file in entry.files if file.name == name)
+    return {file.name: file for entry in public_sets().values() for file in entry.files}[name]
