@@ -105,6 +105,7 @@ def _transfer(url: str, output_file: str, pooch: Any) -> None:
     download = require("pooch", "data").HTTPDownloader(progressbar=True, chunk_size=CHUNK, timeout=TIMEOUT)
     try:
         download(url, output_file, pooch)
+        Path(output_file).chmod(0o644)  # temporary files are their maker's alone, and a cache may be shared
     except OSError as error:
         status = getattr(getattr(error, "response", None), "status_code", 0)
         if 400 <= status < 500 and status not in (408, 429):  # the two that mean "later"
@@ -155,7 +156,6 @@ def _fetch(file: PublicFile) -> tuple[Path, bytes]:
         path.parent.mkdir(parents=True, exist_ok=True)  # pooch's own way fails where two downloads begin at once
         # pooch writes to a temporary file beside the place, compares the hash and only then moves the file there.
         store.fetch(file.name, downloader=_transfer)
-        path.chmod(0o644)  # temporary files are their maker's alone, and a cache may be shared
     except (_RefusedError, OSError, ValueError) as error:
         raise MissingFileError(
             f"{file.name} {state} and could not be downloaded: {error}\n"

@@ -73,7 +73,8 @@ def unzip(file: str, content: bytes, member: str) -> bytes:
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             return archive.read(member)
-    except (zipfile.BadZipFile, KeyError, zlib.error) as error:
+    except (zipfile.BadZipFile, KeyError, EOFError, RuntimeError, ValueError, zlib.error) as error:
+        # Broken archives make zipfile raise any of these: a missing member, a negative place, an unknown method.
         raise malformed(file, None, f"cannot read {member!r} from this zip archive: {error}") from error
 
 
@@ -363,12 +364,14 @@ def arff_value(file: str, number: int, field: str, binary: bool) -> float:
     return value
 
 
+NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+
+
 def parse_number(file: str, line: int | str, field: str) -> float:
-    """A finite number in decimal notation."""
-    try:
-        value = float(field)
-    except ValueError as error:
-        raise malformed(file, line, f"expected a number, got {field!r}") from error
+    """A finite number in decimal notation; ``float`` alone would also take ``1_000``, ``nan`` and foreign digits."""
+    if not NUMBER.fullmatch(field):
+        raise malformed(file, line, f"expected a number, got {field!r}")
+    value = float(field)
     if not math.isfinite(value):
         raise malformed(file, line, f"expected a finite number, got {field!r}")
     return value
