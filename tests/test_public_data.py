@@ -13,6 +13,7 @@ import socket
 import struct
 import sys
 import threading
+import time
 import zipfile
 from pathlib import Path
 
@@ -919,19 +920,19 @@ def places(tmp_path, monkeypatch):
     return own, cache
 
 
-@pytest.mark.parametrize("form", ["plain", "gzip"])
-def test_the_users_folder_comes_first_and_is_never_written(places, form):
+@pytest.mark.parametrize("forms", [["", ".gz"], [""], [".gz"]])
+def test_the_users_folder_comes_first_and_is_never_written(places, forms):
     own, cache = places
-    path = own / (FILE if form == "plain" else f"{FILE}.gz")
-    path.write_bytes(CONTENT if form == "plain" else gzip.compress(CONTENT))
+    for form in forms:
+        (own / f"{FILE}{form}").write_bytes(gzip.compress(CONTENT) if form else CONTENT)
+    path = own / f"{FILE}{forms[0]}"
     (cache / "set").mkdir(parents=True)
     (cache / FILE).write_bytes(CONTENT)
-    before = path.stat()
+    before = {entry: entry.stat().st_mtime_ns for entry in own.rglob("*")}
     assert _fetch.find(described()) == (path, "LOSSBOOK_DATA")
     assert _fetch.fetch(described()) == path
     assert _fetch.content(described()) == CONTENT
-    assert path.stat() == before or path.stat().st_mtime_ns == before.st_mtime_ns
-    assert [p.name for p in own.rglob("*")] == ["set", path.name]
+    assert {entry: entry.stat().st_mtime_ns for entry in own.rglob("*")} == before
 
 
 ALTERED = CONTENT[:50] + b"X" + CONTENT[51:]
@@ -1185,6 +1186,17 @@ def test_a_wrong_file_in_the_cache_is_replaced(server, places):
     assert _fetch.content(described(server.url())) == CONTENT
     assert path.read_bytes() == CONTENT
     assert server.requests == 1
+
+
+def test_what_killed_downloads_left_is_removed_after_a_day(server, places):
+    folder = places[1] / "set"
+    folder.mkdir(parents=True)
+    for name, age in (("tmp1", 25), ("tmp2", 23), ("other", 25)):
+        (folder / name).touch()
+        os.utime(folder / name, (0, time.time() - 3600 * age))
+    (folder / "tmp3").symlink_to(folder / "nothing")  # cannot be looked at, as if another process had been quicker
+    _fetch.fetch(described(server.url()))
+    assert files_of(places[1]) == [FILE, "set/other", "set/tmp2"]
 
 
 def test_offline(places, monkeypatch):

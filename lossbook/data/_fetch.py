@@ -3,7 +3,7 @@
 A file is looked for in two places:
 
 1. the folder that ``LOSSBOOK_DATA`` names, where the user keeps copies. It is only read. A file there may be packed
-   with gzip, under its name with ``.gz`` added.
+   with gzip, under its name with ``.gz`` added; of two the one that is not packed is taken.
 2. the cache: the folder that ``LOSSBOOK_CACHE`` names, or else the one that the platform has for caches. What it lacks
    is downloaded into it.
 
@@ -12,9 +12,11 @@ Every read compares the whole content with its SHA-256 in the registry.
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import hashlib
 import os
+import time
 import zlib
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from lossbook.data._registry import PublicFile
 ATTEMPTS = 3  # one download and two more where it may have been bad luck
 TIMEOUT = 30.0  # seconds without a byte from the server after which an attempt ends
 CHUNK = 1 << 16
+ABANDONED = 24 * 3600  # seconds after which nobody can still be writing a temporary file
 
 
 class WrongFileError(ValueError):
@@ -86,9 +89,10 @@ def read(file: PublicFile, path: Path) -> bytes:
             content = path.read_bytes()
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise WrongFileError(f"{path} is not a whole gzip file ({error}); replace it or remove it") from error
-    if len(content) != file.size or hashlib.sha256(content).hexdigest() != file.sha256:
+    digest = hashlib.sha256(content).hexdigest()
+    if digest != file.sha256:
         if len(content) == file.size:
-            found = f"other content of the same size, SHA-256 {hashlib.sha256(content).hexdigest()}"
+            found = f"other content of the same size, SHA-256 {digest}"
         elif packed and len(content) > file.size:
             found = f"more than {file.size} bytes"
         else:
@@ -98,6 +102,14 @@ def read(file: PublicFile, path: Path) -> bytes:
             f"{' after unpacking' if packed else ''}; replace it or remove it"
         )
     return content
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what downloads left that were killed: pooch's temporary files, whose names begin with tmp."""
+    for path in folder.glob("tmp*"):
+        with contextlib.suppress(OSError):  # another process may have been quicker
+            if time.time() - path.stat().st_mtime > ABANDONED:
+                path.unlink()
 
 
 def _transfer(url: str, output_file: str, pooch: Any) -> None:
@@ -154,6 +166,7 @@ def _fetch(file: PublicFile) -> tuple[Path, bytes]:
     )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)  # pooch's own way fails where two downloads begin at once
+        _sweep(path.parent)
         # pooch writes to a temporary file beside the place, compares the hash and only then moves the file there.
         store.fetch(file.name, downloader=_transfer)
     except (_RefusedError, OSError, ValueError) as error:
