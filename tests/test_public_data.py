@@ -1234,7 +1234,11 @@ def test_a_half_downloaded_file_is_never_in_its_place(server, places):
     assert files_of(places[1]) == [FILE]
 
 
-def test_two_downloads_at_once(server, places):
+def test_two_downloads_at_once(server, places, monkeypatch):
+    def too_late(*arguments):
+        raise FileExistsError("the other download made this folder first")
+
+    monkeypatch.setattr("pooch.core.os.makedirs", too_late)
     both = threading.Barrier(2, timeout=20)
 
     def together(handler):
