@@ -1219,16 +1219,19 @@ def test_a_cache_that_cannot_be_written(server, places):
     assert server.requests == 0
 
 
-def test_a_half_downloaded_file_is_never_in_its_place(server, places):
+def test_a_half_downloaded_file_is_never_in_its_place(server, places, monkeypatch):
+    monkeypatch.setattr(_fetch, "CHUNK", 1000)  # so that a part is written before all is here
     server.answers = [in_two_parts]
     file = described(server.url())
     with_result = []
     thread = threading.Thread(target=lambda: with_result.append(_fetch.content(file)))
     thread.start()
-    for _ in range(200):
-        if any(path.stat().st_size for path in places[1].rglob("*") if path.is_file()):
+    for _ in range(1000):
+        begun = [path for path in places[1].rglob("*") if path.is_file() and path.stat().st_size]
+        if begun:
             break
         threading.Event().wait(0.02)
+    assert begun
     assert _fetch.find(file) is None
     server.go.set()
     thread.join()
