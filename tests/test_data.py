@@ -137,7 +137,7 @@ def folder(request, tmp_path, monkeypatch):
     """The data folder of a pretended checkout or installed package."""
     package = tmp_path / "lossbook"
     package.mkdir()
-    monkeypatch.setattr(data, "__file__", str(package / "data.py"))
+    monkeypatch.setattr(data, "__file__", str(package / "data" / "__init__.py"))
     (tmp_path / "data" / "results").mkdir(parents=True)  # a stranger's folder where nothing else shows a checkout
     if request.param == "checkout":
         (tmp_path / "pyproject.toml").touch()

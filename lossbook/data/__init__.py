@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from functools import cache
 from pathlib import Path
@@ -13,6 +14,24 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lossbook._extras import require
+
+# The loaders of public data, all in `lossbook.data.public`. They are looked up on first use and never imported here:
+# the stamp of a chapter covers every module that its imports lead to, so an import here would make all chapters stale
+# whenever a loader changes, though no chapter runs one. Who wants types checked imports from that module.
+_PUBLIC = (
+    "banking77",
+    "bibtex",
+    "clinc150",
+    "delicious",
+    "fashion_mnist",
+    "goemotions",
+    "rt_polarity",
+    "sentiment_zh",
+    "uci",
+    "wikitext2",
+    "wnut17",
+    "yeast",
+)
 
 DIGIT_SIZE = 8  # pixels, the side of one of scikit-learn's digits
 Split = Literal["train", "validation", "test"]
@@ -95,7 +114,7 @@ def digit_canvases(
 
 def _data_folder() -> Path:
     """``data/`` of the checkout, or its copy inside the installed package."""
-    package = Path(__file__).parent
+    package = Path(__file__).parent.parent
     checkout = package.parent
     # An installed package has a stranger's folders beside it, so a checkout must show its pyproject.toml.
     return checkout / "data" if (checkout / "pyproject.toml").is_file() else package / "_data"
@@ -138,3 +157,15 @@ def load_published(slug: str) -> Any:
         FileNotFoundError: The book has no such record.
     """
     return json.loads(book_file(f"published/{slug}.json").read_text(encoding="utf-8"))
+
+
+def __getattr__(name: str) -> Any:
+    """A loader of public data, imported when it is first asked for."""
+    if name in _PUBLIC:
+        return getattr(importlib.import_module("lossbook.data.public"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """The names of this module and the loaders."""
+    return sorted({*globals(), *_PUBLIC})
