@@ -133,7 +133,7 @@ class TextEncoder(nn.Module):
         lengths = there.sum(1)
         words = features[there]  # only the words that exist, (W, pieces)
         number = (words > 0).sum(1)
-        vectors = self.pieces(words[words > 0], number.cumsum(0) - number) / number.sqrt().unsqueeze(1)
+        vectors: Tensor = self.pieces(words[words > 0], number.cumsum(0) - number) / number.sqrt().unsqueeze(1)
         if self.training and self.dropout:
             vectors = vectors * (torch.rand(len(vectors), 1, device=vectors.device) >= self.dropout)
         x = vectors.new_zeros(*there.shape, vectors.shape[1])
