@@ -184,4 +184,5 @@ def test_nbval_fails_when_a_sign_in_the_loss_is_flipped(chapter, tmp_path):
 FLIPS: dict[str, tuple[str, str]] = {
     "multilabel_softmax": ("log_neg.add_(log_pos)", "log_neg.sub_(log_pos)"),
     "accuracy": ("s.gather(0, t) - s", "s - s.gather(0, t)"),
+    "am_softmax": ("lse - scale * psi_t", "lse + scale * psi_t"),
 }

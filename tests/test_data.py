@@ -132,6 +132,37 @@ def test_missing_scikit_learn_names_the_extra(monkeypatch):
         digit_canvases(1, seed=0)
 
 
+def test_questions_are_what_the_readme_of_the_data_says():
+    q = data.questions()
+    per_group = q.group.bincount()
+    said = (data.book_file("questions.csv").parent / "README.md").read_text(encoding="utf-8")
+    facts = f"{len(q.text)} questions in {len(q.names)} groups, spread over {len(set(q.topics))} topics"
+    assert facts in said
+    assert f"in {per_group.min()} to {per_group.max()} wordings" in said
+    assert len(q.topics) == len(q.names) == len(set(q.names)) == len(per_group) >= 120
+    assert per_group.min() >= 10
+    assert len(set(q.topics)) >= 15
+
+
+def test_questions_are_clean():
+    q = data.questions()
+    bare = ["".join(c for c in text.lower() if c.isalnum()) for text in q.text]
+    assert len(set(bare)) == len(bare)  # no question twice, in no spelling
+    assert all(text.isascii() and text.strip() == text and bare for text, bare in zip(q.text, bare, strict=True))
+    assert q.group.dtype == torch.int64
+    assert q.group.tolist() == sorted(q.group.tolist())  # in the order of the file, group by group
+
+
+def test_questions_come_from_the_file(folder):
+    rows = 'group,topic,question\nb,t,"one, two"\na,u,three\nb,t,"say ""four"""\n'
+    (folder / "questions.csv").write_text(rows, encoding="utf-8")
+    q = data.questions()
+    assert q.text == ["one, two", "three", 'say "four"']
+    assert q.group.tolist() == [0, 1, 0]
+    assert q.names == ["b", "a"]
+    assert q.topics == ["t", "u"]
+
+
 @pytest.fixture(params=["checkout", "installed"])
 def folder(request, tmp_path, monkeypatch):
     """The data folder of a pretended checkout or installed package."""

@@ -1,12 +1,13 @@
-"""The book's data that need no network: digit canvases, the files beside the book, and the records of experiments."""
+"""The book's data that need no network: digit canvases, questions, the files beside the book, and records."""
 
 from __future__ import annotations
 
+import csv
 import importlib
 import json
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -135,6 +136,39 @@ def book_file(relative: str) -> Path:
             f"the book has no data file {relative!r}: neither the checkout nor the package holds it"
         )
     return path
+
+
+class Questions(NamedTuple):
+    """Questions in groups of paraphrases (see :func:`questions`)."""
+
+    text: list[str]
+    """N questions, as people type them."""
+    group: Tensor
+    """Which group each belongs to, int64 ``(N,)``."""
+    names: list[str]
+    """The name of each group, in the order of its number."""
+    topics: list[str]
+    """The topic of each group. Several groups share one."""
+
+
+def questions() -> Questions:
+    """The everyday questions of ``data/questions.csv``: 126 groups, each one question in 11 to 13 wordings.
+
+    They were written for this book; ``data/README.md`` says how.
+
+    Example:
+        >>> q = questions()
+        >>> len(q.text), len(q.names), len(set(q.topics))
+        (1518, 126, 18)
+        >>> q.names[q.group[0]], q.text[0]
+        ('shop_cancel_order', 'How do I cancel an order I placed an hour ago?')
+    """
+    with open(book_file("questions.csv"), encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    topics = {row["group"]: row["topic"] for row in rows}  # in the order of the file
+    names = list(topics)
+    group = torch.tensor([names.index(row["group"]) for row in rows])
+    return Questions([row["question"] for row in rows], group, names, list(topics.values()))
 
 
 def load_record(slug: str) -> Any:
