@@ -155,7 +155,8 @@ def mixup(
         >>> bool(mixed_x[1] == 10 * mixed_t[1, 1])
         True
 
-    Equation :eq:`soft-mixup` of the chapter. Source: Su Jianlin, scientific spaces 9064 (2022); mixup, arXiv 1710.09412.
+    Equation :eq:`soft-mixup` of the chapter. Source: Su Jianlin, scientific spaces 9064 (2022); mixup, arXiv
+    1710.09412.
     """
     x = _check_batch(input, target)
     a = check_number("alpha", alpha, low=0.0)
