@@ -185,4 +185,5 @@ FLIPS: dict[str, tuple[str, str]] = {
     "multilabel_softmax": ("log_neg.add_(log_pos)", "log_neg.sub_(log_pos)"),
     "accuracy": ("s.gather(0, t) - s", "s - s.gather(0, t)"),
     "am_softmax": ("lse - scale * psi_t", "lse + scale * psi_t"),
+    "soft_labels": ("torch.sigmoid(2 * (check_scores", "torch.sigmoid(-2 * (check_scores"),
 }
