@@ -355,7 +355,7 @@ def multiplied_angle(m: int = 4) -> MultipliedAngle:
 
     :math:`\cos m\theta` is a polynomial of the cosine (Chebyshev's), so no angle is computed. Where it is the smaller
     of the two and falls with growing cosine, the gradient pulls the embedding away from its class: for m = 4 between
-    45 and 72 degrees. Where the two are equal, the gradient is the mean of theirs.
+    45 and 72 degrees, and again between 135 and 144. Where the two are equal, the gradient is the mean of theirs.
 
     Args:
         m: the factor, 2, 3 or 4.
@@ -464,9 +464,9 @@ def margin_softmax_loss(
 
     .. math::
 
-        -\log \frac{e^{s\,\psi(\theta_t)}}{e^{s\,\psi(\theta_t)} + \sum_{i \ne t} e^{s \cos\theta_i}}
+        -\log \frac{e^{\gamma\,\psi(\theta_t)}}{e^{\gamma\,\psi(\theta_t)} + \sum_{i \ne t} e^{\gamma \cos\theta_i}}
 
-    with s = ``scale``. The loss is never negative, and small losses keep their digits.
+    with :math:`\gamma` = ``scale``. The loss is never negative, and small losses keep their digits.
 
     Shapes: cosines ``(..., C)``, targets ``(...)``; the loss is a scalar, or ``(...)`` with ``reduction="none"``.
 
@@ -527,9 +527,9 @@ def am_softmax_loss(
 
     .. math::
 
-        -\log \frac{e^{s(\cos\theta_t - m)}}{e^{s(\cos\theta_t - m)} + \sum_{i \ne t} e^{s \cos\theta_i}}
+        -\log \frac{e^{\gamma(\cos\theta_t - m)}}{e^{\gamma(\cos\theta_t - m)} + \sum_{i \ne t} e^{\gamma \cos\theta_i}}
 
-    with m = ``margin`` and s = ``scale``.
+    with m = ``margin`` and :math:`\gamma` = ``scale``.
 
     Shapes: cosines ``(..., C)``, targets ``(...)``; the loss is a scalar, or ``(...)`` with ``reduction="none"``.
 
@@ -708,11 +708,12 @@ def linear_am_softmax_loss(
 
     .. math::
 
-        -\log \frac{e^{s(\cos\theta_t - m)}}{e^{s(\cos\theta_t - m)} + \sum_{i \ne t} e^{s \cos\theta_i}},
+        -\log \frac{e^{\gamma(\cos\theta_t - m)}}
+        {e^{\gamma(\cos\theta_t - m)} + \sum_{i \ne t} e^{\gamma \cos\theta_i}},
         \qquad \cos\theta_i = \frac{\langle z, w_i\rangle}{\lVert z\rVert\, \lVert w_i\rVert}
 
-    with m = ``margin`` and s = ``scale``. Value and gradients are those of :func:`am_softmax_loss` on the cosines of a
-    :class:`CosineClassifier`. One chunk of classes at a time is held; the backward pass computes it again. So beside
+    with m = ``margin`` and :math:`\gamma` = ``scale``. Value and gradients are those of :func:`am_softmax_loss` on the
+    cosines of a :class:`CosineClassifier`. One chunk of classes at a time is held; the backward pass computes it again. So beside
     inputs and gradients, the memory does not grow with the number of classes. Exceptions: derivatives of second order
     (``create_graph=True``), batched gradients, forward mode and the transforms of ``torch.func`` hold the whole
     ``(..., C)`` matrix. ``torch.compile`` keeps to the chunks and unrolls them.
