@@ -210,7 +210,9 @@ def test_the_text_is_prose_in_words():
 
 def test_words_are_cut_as_said(topics):
     topics["a"] = 'Call *it* "f(x)"; it isn\'t\n   hard, and\n   Python\'s "__doc__" tells more.'
-    assert [" ".join(p) for p in python_text()] == ["call it f ( x ) ; it isn't hard , and python's __doc__ tells more ."]
+    assert [" ".join(p) for p in python_text()] == [
+        "call it f ( x ) ; it isn't hard , and python's __doc__ tells more ."
+    ]
 
 
 @pytest.mark.parametrize(
