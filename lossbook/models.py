@@ -59,8 +59,8 @@ class WordModel(nn.Module):
 
     def hidden(self, words: Tensor) -> Tensor:
         """The states ``(B, T, hidden)`` that the scores are made of."""
-        states: Tensor = self.gru(self.dropout(self.vectors(words)))[0]
-        return self.dropout(states)
+        states: Tensor = self.dropout(self.gru(self.dropout(self.vectors(words)))[0])
+        return states
 
     def forward(self, words: Tensor) -> Tensor:
         """The scores of the next word, after each word."""
