@@ -713,10 +713,10 @@ def linear_am_softmax_loss(
         \qquad \cos\theta_i = \frac{\langle z, w_i\rangle}{\lVert z\rVert\, \lVert w_i\rVert}
 
     with m = ``margin`` and :math:`\gamma` = ``scale``. Value and gradients are those of :func:`am_softmax_loss` on the
-    cosines of a :class:`CosineClassifier`. One chunk of classes at a time is held; the backward pass computes it again.
-    So beside inputs and gradients, the memory does not grow with the number of classes. Exceptions: derivatives of second order
-    (``create_graph=True``), batched gradients, forward mode and the transforms of ``torch.func`` hold the whole
-    ``(..., C)`` matrix. ``torch.compile`` keeps to the chunks and unrolls them.
+    cosines of a :class:`CosineClassifier`. One chunk of classes at a time is held; the backward pass computes it
+    again. So beside inputs and gradients, the memory does not grow with the number of classes. Exceptions:
+    derivatives of second order (``create_graph=True``), batched gradients, forward mode and the transforms of
+    ``torch.func`` hold the whole ``(..., C)`` matrix. ``torch.compile`` keeps to the chunks and unrolls them.
 
     Shapes: embeddings ``(..., D)``, class vectors ``(C, D)``, targets ``(...)``; the loss is a scalar, or ``(...)``
     with ``reduction="none"``.

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from lossbook.data import DIGIT_SIZE
@@ -153,3 +154,35 @@ def _rarity(features: Tensor, buckets: int) -> Tensor:
     has.scatter_(1, features.flatten(1), True)
     rarity = 1 + torch.log((1 + len(features)) / (1 + has.sum(0)))
     return rarity / rarity.mean()
+
+
+class WordModel(nn.Module):
+    """Scores which word comes next: a word's vector, one GRU, and the same vectors once more to score every word.
+
+    Input and output share their vectors, so that they are well trained even on a short text.
+
+    Shapes: words ``(B, T)``, integers in [0, words); scores ``(B, T, words)``. The scores at place t see the words up
+    to t and nothing after.
+
+    Args:
+        words: How many words there are.
+        hidden: Length of the word vectors and of the GRU's state.
+        dropout: Share of the GRU's inputs and outputs that training drops.
+    """
+
+    def __init__(self, words: int, hidden: int = 96, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.vectors = nn.Embedding(words, hidden)
+        self.gru = nn.GRU(hidden, hidden, batch_first=True)
+        self.bias = nn.Parameter(torch.zeros(words))
+        self.dropout = nn.Dropout(dropout)
+        nn.init.normal_(self.vectors.weight, std=hidden**-0.5)  # scores of size 1 at the start
+
+    def hidden(self, words: Tensor) -> Tensor:
+        """The states ``(B, T, hidden)`` that the scores are made of."""
+        states: Tensor = self.dropout(self.gru(self.dropout(self.vectors(words)))[0])
+        return states
+
+    def forward(self, words: Tensor) -> Tensor:
+        """The scores of the next word, after each word."""
+        return F.linear(self.hidden(words), self.vectors.weight, self.bias)

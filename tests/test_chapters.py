@@ -186,4 +186,5 @@ FLIPS: dict[str, tuple[str, str]] = {
     "accuracy": ("s.gather(0, t) - s", "s - s.gather(0, t)"),
     "am_softmax": ("lse - scale * psi_t", "lse + scale * psi_t"),
     "soft_labels": ("torch.sigmoid(2 * (check_scores", "torch.sigmoid(-2 * (check_scores"),
+    "emo": ("return (p * c).sum(-1)", "return -(p * c).sum(-1)"),
 }

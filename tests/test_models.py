@@ -1,4 +1,4 @@
-"""The network of the canvases and the encoder of texts."""
+"""The networks of the canvases, of the texts and of the words."""
 
 import subprocess
 import sys
@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from lossbook.models import CanvasNet, TextEncoder, text_features
+from lossbook.models import CanvasNet, TextEncoder, WordModel, text_features
 from lossbook.training import seeded
 
 
@@ -144,3 +144,44 @@ def test_rare_pieces_start_long():
 def test_gradients_reach_everything(encoder):
     encoder(text_features(TEXTS)).square().sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() and p.grad.any() for p in encoder.parameters())
+
+
+def test_scores_see_the_words_up_to_here_and_none_after():
+    with seeded(0):
+        model = WordModel(11, 6)
+    words = torch.randint(11, (2, 7), generator=torch.Generator().manual_seed(0))
+    before = model(words)
+    assert before.shape == (2, 7, 11)
+    changed = words.clone()
+    changed[0, 3] = (words[0, 3] + 1) % 11
+    moved = ((model(changed) - before).abs() > 1e-7).any(-1)
+    assert not moved[0, :3].any()
+    assert moved[0, 3:].all()
+    assert not moved[1].any()
+
+
+def test_scores_are_states_times_the_input_vectors_plus_bias():
+    with seeded(0):
+        model = WordModel(11, 6)
+        torch.nn.init.normal_(model.bias)
+    words = torch.tensor([[1, 2, 3]])
+    by_hand = model.hidden(words) @ model.vectors.weight.T + model.bias
+    assert torch.allclose(model(words), by_hand, atol=1e-6)
+    assert sum(p.numel() for p in model.parameters()) == 11 * 6 + 11 + 2 * (3 * 6 * 6 + 3 * 6)
+
+
+def test_dropout_acts_in_training_only():
+    with seeded(0):
+        model = WordModel(11, 64, dropout=0.5)
+    words = torch.tensor([[1, 2, 3]])
+    with seeded(1):
+        assert (model.hidden(words) == 0).any()  # of the outputs
+        assert not torch.allclose(model(words), model(words))
+    model.eval()
+    assert torch.equal(model(words), model(words))
+
+
+def test_scores_start_at_size_one():
+    with seeded(0):
+        scores = WordModel(1500, 64)(torch.randint(1500, (4, 20)))
+    assert 0.05 < scores.std().item() < 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import importlib
 import json
+import re
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -191,6 +192,48 @@ def load_published(slug: str) -> Any:
         FileNotFoundError: The book has no such record.
     """
     return json.loads(book_file(f"published/{slug}.json").read_text(encoding="utf-8"))
+
+
+MARKUP = str.maketrans("", "", '"*')  # what the topics put around code and around emphasis
+
+
+@cache
+def python_text() -> tuple[tuple[str, ...], ...]:
+    """The English prose inside CPython: the help topics of the interpreter, as paragraphs of words.
+
+    ``help("in")`` and its like read these texts. A paragraph counts as prose if it has at least six words, most of
+    them letters only, and ends like a sentence. Code, grammar and tables drop out, and so does every paragraph that
+    was there before, since topics share paragraphs. Words are lower-case; punctuation marks are words of their own;
+    quotation marks and asterisks, which are markup here, are left out.
+
+    The text belongs to the Python that runs, so it differs a little from version to version.
+
+    Returns:
+        The paragraphs, in the order of the topics' names.
+
+    Raises:
+        ModuleNotFoundError: This Python came without ``pydoc_data``.
+
+    Example:
+        >>> paragraphs = python_text()
+        >>> len(paragraphs) == len(set(paragraphs)) > 500
+        True
+    """
+    from pydoc_data.topics import topics
+
+    paragraphs: dict[tuple[str, ...], None] = {}  # a set that keeps the order
+    for name in sorted(topics):
+        for paragraph in re.split(r"\n\s*\n", topics[name]):
+            if _is_prose(paragraph):
+                paragraphs[tuple(re.findall(r"\w+(?:['’]\w+)*|[^\w\s]", paragraph.translate(MARKUP).lower()))] = None
+    return tuple(paragraphs)
+
+
+def _is_prose(paragraph: str) -> bool:
+    """Whether these are sentences: six words or more, 70 % of them plain, and a mark at the end."""
+    words = paragraph.translate(MARKUP).split()
+    plain = sum(re.fullmatch(r"\(?[A-Za-z'’-]+[).,;:!?]*", word) is not None for word in words)
+    return len(words) >= 6 and plain >= 0.7 * len(words) and words[-1][-1] in ".:!?)"
 
 
 def __getattr__(name: str) -> Any:
