@@ -177,4 +177,5 @@ def test_nbval_fails_when_a_sign_in_the_loss_is_flipped(chapter, tmp_path):
 # For each chapter a piece of its module and the same with a sign turned round.
 FLIPS: dict[str, tuple[str, str]] = {
     "multilabel_softmax": ("log_neg.add_(log_pos)", "log_neg.sub_(log_pos)"),
+    "focal": ("weighted(-q.pow(g) * minus_bce, t)", "weighted(q.pow(g) * minus_bce, t)"),
 }
