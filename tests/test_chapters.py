@@ -187,4 +187,5 @@ FLIPS: dict[str, tuple[str, str]] = {
     "am_softmax": ("lse - scale * psi_t", "lse + scale * psi_t"),
     "soft_labels": ("torch.sigmoid(2 * (check_scores", "torch.sigmoid(-2 * (check_scores"),
     "emo": ("return (p * c).sum(-1)", "return -(p * c).sum(-1)"),
+    "focal": ("weighted(-q.pow(g) * minus_bce, t)", "weighted(q.pow(g) * minus_bce, t)"),
 }
