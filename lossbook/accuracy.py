@@ -475,9 +475,10 @@ def _plain(s: Tensor, t: Tensor, counted: Tensor | None, sigma: float, nodes: in
     log_p = top + (g - top.unsqueeze(-1)).exp().sum(-1).log()
     log_p = log_p - log_p.detach().clamp(min=0)  # a probability that rounds past 1 is 1, and keeps its gradient
     log_p = log_p.masked_fill(lost, -math.inf)
-    # a row with NaN: its whole gradient is NaN, of which the clamp of the margins would let some entries escape
+    # rows with NaN: the whole gradient is NaN, also where the clamp would stop it
     spoiled = log_p.isnan()
-    return torch.where(spoiled, s.masked_fill(~spoiled.unsqueeze(-1), 0).sum(-1) * math.nan, log_p)
+    nan = s.masked_fill(~spoiled.unsqueeze(-1), 0).sum(-1) * math.nan
+    return torch.where(spoiled, nan, log_p)
 
 
 def _margins(s: Tensor, t: Tensor, counted: Tensor | None, sigma: float) -> Tensor:
