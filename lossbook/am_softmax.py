@@ -143,7 +143,8 @@ class CosineClassifier(nn.Module):
         >>> head(torch.tensor([[3.0, 4.0]])).detach()
         tensor([[ 0.6000,  0.8000, -0.6000]])
 
-    Source: Su Jianlin, scientific spaces 5743 (2018); normalised class vectors also in arXiv 1801.05599.
+    Equation :eq:`am-cosine` of the chapter. Source: Su Jianlin, scientific spaces 5743 (2018); normalised class
+    vectors also in arXiv 1801.05599.
     """
 
     weight: nn.Parameter
@@ -300,7 +301,8 @@ def additive_cosine_margin(m: float = 0.35) -> AdditiveCosineMargin:
         >>> additive_cosine_margin(0.35)(torch.tensor([1.0, 0.0]))
         tensor([ 0.6500, -0.3500])
 
-    Source: Su Jianlin, scientific spaces 5743 (2018); AM-softmax, arXiv 1801.05599; CosFace, arXiv 1801.09414.
+    Equation :eq:`am-additive` of the chapter. Source: Su Jianlin, scientific spaces 5743 (2018); AM-softmax, arXiv
+    1801.05599; CosFace, arXiv 1801.09414.
     """
     return AdditiveCosineMargin(m)
 
@@ -341,7 +343,7 @@ def additive_angular_margin(m: float = 0.5) -> AdditiveAngularMargin:
         >>> additive_angular_margin(0.5)(torch.tensor([1.0, 0.0, -1.0]))
         tensor([ 0.8776, -0.4794, -1.2397])
 
-    Source: ArcFace, arXiv 1801.07698; Su Jianlin, scientific spaces 5743 (2018).
+    Equation :eq:`am-arc` of the chapter. Source: ArcFace, arXiv 1801.07698; Su Jianlin, scientific spaces 5743 (2018).
     """
     return AdditiveAngularMargin(m)
 
@@ -353,7 +355,7 @@ def multiplied_angle(m: int = 4) -> MultipliedAngle:
 
     :math:`\cos m\theta` is a polynomial of the cosine (Chebyshev's), so no angle is computed. Where it is the smaller
     of the two and falls with growing cosine, the gradient pulls the embedding away from its class: for m = 4 between
-    45 and 72 degrees. Where the two are equal, the gradient is the mean of theirs.
+    45 and 72 degrees, and again between 135 and 144. Where the two are equal, the gradient is the mean of theirs.
 
     Args:
         m: the factor, 2, 3 or 4.
@@ -371,7 +373,7 @@ def multiplied_angle(m: int = 4) -> MultipliedAngle:
         >>> multiplied_angle(4)(torch.tensor([1.0, 0.5, 0.0]))
         tensor([ 1.0000, -0.5000,  0.0000])
 
-    Source: Su Jianlin, scientific spaces 5743 (2018).
+    Equation :eq:`am-multiplied` of the chapter. Source: Su Jianlin, scientific spaces 5743 (2018).
     """
     return MultipliedAngle(m)
 
@@ -462,9 +464,9 @@ def margin_softmax_loss(
 
     .. math::
 
-        -\log \frac{e^{s\,\psi(\theta_t)}}{e^{s\,\psi(\theta_t)} + \sum_{i \ne t} e^{s \cos\theta_i}}
+        -\log \frac{e^{\gamma\,\psi(\theta_t)}}{e^{\gamma\,\psi(\theta_t)} + \sum_{i \ne t} e^{\gamma \cos\theta_i}}
 
-    with s = ``scale``. The loss is never negative, and small losses keep their digits.
+    with :math:`\gamma` = ``scale``. The loss is never negative, and small losses keep their digits.
 
     Shapes: cosines ``(..., C)``, targets ``(...)``; the loss is a scalar, or ``(...)`` with ``reduction="none"``.
 
@@ -492,7 +494,7 @@ def margin_softmax_loss(
         >>> margin_softmax_loss(cosine, torch.tensor([0, 1]), psi=additive_angular_margin(0.5), scale=10)
         tensor(1.4768)
 
-    Source: Su Jianlin, scientific spaces 5743 (2018) and 8656 (2021).
+    Equation :eq:`am-margin` of the chapter. Source: Su Jianlin, scientific spaces 5743 (2018) and 8656 (2021).
     """
     check_reduction(reduction)
     scale = check_number("scale", scale, low=0, open_low=True)
@@ -525,9 +527,9 @@ def am_softmax_loss(
 
     .. math::
 
-        -\log \frac{e^{s(\cos\theta_t - m)}}{e^{s(\cos\theta_t - m)} + \sum_{i \ne t} e^{s \cos\theta_i}}
+        -\log \frac{e^{\gamma(\cos\theta_t - m)}}{e^{\gamma(\cos\theta_t - m)} + \sum_{i \ne t} e^{\gamma \cos\theta_i}}
 
-    with m = ``margin`` and s = ``scale``.
+    with m = ``margin`` and :math:`\gamma` = ``scale``.
 
     Shapes: cosines ``(..., C)``, targets ``(...)``; the loss is a scalar, or ``(...)`` with ``reduction="none"``.
 
@@ -552,7 +554,8 @@ def am_softmax_loss(
         >>> am_softmax_loss(cosine, torch.tensor([0, 1]), scale=10)
         tensor(0.9090)
 
-    Source: Su Jianlin, scientific spaces 5743 (2018); AM-softmax, arXiv 1801.05599; CosFace, arXiv 1801.09414.
+    Equation :eq:`am-loss` of the chapter. Source: Su Jianlin, scientific spaces 5743 (2018); AM-softmax, arXiv
+    1801.05599; CosFace, arXiv 1801.09414.
     """
     margin = check_number("margin", margin, low=0)
     return margin_softmax_loss(
@@ -705,14 +708,15 @@ def linear_am_softmax_loss(
 
     .. math::
 
-        -\log \frac{e^{s(\cos\theta_t - m)}}{e^{s(\cos\theta_t - m)} + \sum_{i \ne t} e^{s \cos\theta_i}},
+        -\log \frac{e^{\gamma(\cos\theta_t - m)}}
+        {e^{\gamma(\cos\theta_t - m)} + \sum_{i \ne t} e^{\gamma \cos\theta_i}},
         \qquad \cos\theta_i = \frac{\langle z, w_i\rangle}{\lVert z\rVert\, \lVert w_i\rVert}
 
-    with m = ``margin`` and s = ``scale``. Value and gradients are those of :func:`am_softmax_loss` on the cosines of a
-    :class:`CosineClassifier`. One chunk of classes at a time is held; the backward pass computes it again. So beside
-    inputs and gradients, the memory does not grow with the number of classes. Exceptions: derivatives of second order
-    (``create_graph=True``), batched gradients, forward mode and the transforms of ``torch.func`` hold the whole
-    ``(..., C)`` matrix. ``torch.compile`` keeps to the chunks and unrolls them.
+    with m = ``margin`` and :math:`\gamma` = ``scale``. Value and gradients are those of :func:`am_softmax_loss` on the
+    cosines of a :class:`CosineClassifier`. One chunk of classes at a time is held; the backward pass computes it
+    again. So beside inputs and gradients, the memory does not grow with the number of classes. Exceptions:
+    derivatives of second order (``create_graph=True``), batched gradients, forward mode and the transforms of
+    ``torch.func`` hold the whole ``(..., C)`` matrix. ``torch.compile`` keeps to the chunks and unrolls them.
 
     Shapes: embeddings ``(..., D)``, class vectors ``(C, D)``, targets ``(...)``; the loss is a scalar, or ``(...)``
     with ``reduction="none"``.
@@ -743,7 +747,8 @@ def linear_am_softmax_loss(
         >>> linear_am_softmax_loss(embedding, weight, torch.tensor([1]), scale=10, chunk_size=2)
         tensor(1.7014)
 
-    Source: Su Jianlin, scientific spaces 5743 (2018); AM-softmax, arXiv 1801.05599; CosFace, arXiv 1801.09414.
+    Equation :eq:`am-linear` of the chapter. Source: Su Jianlin, scientific spaces 5743 (2018); AM-softmax, arXiv
+    1801.05599; CosFace, arXiv 1801.09414.
     """
     check_reduction(reduction)
     margin = check_number("margin", margin, low=0)
@@ -825,7 +830,8 @@ def retrieval_accuracy(embedding: Tensor, label: Tensor, *, k: int | Iterable[in
         >>> retrieval_accuracy(embedding, torch.tensor([0, 0, 1, 1]), k=(1, 2))
         {1: tensor(1.), 2: tensor(1.)}
 
-    Source: Su Jianlin, scientific spaces 5743 (2018), which reports top 1, 5 and 10.
+    Equation :eq:`am-retrieval` of the chapter. Source: Su Jianlin, scientific spaces 5743 (2018), which reports top
+    1, 5 and 10.
     """
     ks = _check_ks(k)
     _check_real(embedding, "embedding", dims=2)

@@ -113,7 +113,9 @@ def emo_loss(
         >>> print(round(emo_loss(s, torch.tensor([[0.5, 0.5, 0.0]]), e).item(), 4))
         0.344
 
-    Source: Su Jianlin, scientific spaces 9797 (2023); EMO, arXiv 2310.04691.
+    Equation :eq:`emo-loss` of the chapter, for soft targets :eq:`emo-soft`; costs :eq:`emo-cosine` and
+    :eq:`emo-zero-row`, gradient :eq:`emo-gradient`. Source: Su Jianlin, scientific spaces 9797 (2023); EMO, arXiv
+    2310.04691.
     """
     return _plain(input, target, embedding, ignore_index, reduction, with_ce=False)
 
@@ -157,7 +159,8 @@ def emo_ce_loss(
         >>> print([round(g, 4) for g in s.grad[0].tolist()])
         [-0.303, 0.1443, 0.1587]
 
-    Source: Su Jianlin, scientific spaces 9797 (2023); EMO, arXiv 2310.04691.
+    Equation :eq:`emo-compose` of the chapter, gradient :eq:`emo-compose-gradient`. Source: Su Jianlin, scientific
+    spaces 9797 (2023); EMO, arXiv 2310.04691.
     """
     return _plain(input, target, embedding, ignore_index, reduction, with_ce=True)
 
@@ -216,7 +219,7 @@ def linear_emo_loss(
         >>> print(round(emo_loss(F.linear(h, w), t, e).item(), 4))
         0.3509
 
-    Source: Su Jianlin, scientific spaces 9797 (2023); EMO, arXiv 2310.04691.
+    Equation :eq:`emo-linear` of the chapter. Source: Su Jianlin, scientific spaces 9797 (2023); EMO, arXiv 2310.04691.
     """
     return _linear(hidden, weight, target, embedding, bias, chunk_size, ignore_index, reduction, with_ce=False)
 
@@ -265,7 +268,8 @@ def linear_emo_ce_loss(
         >>> print(round(linear_emo_ce_loss(h, w, torch.tensor([0, 1]), e).item(), 4))
         0.4795
 
-    Source: Su Jianlin, scientific spaces 9797 (2023); EMO, arXiv 2310.04691.
+    Equation :eq:`emo-linear-compose` of the chapter. Source: Su Jianlin, scientific spaces 9797 (2023); EMO, arXiv
+    2310.04691.
     """
     return _linear(hidden, weight, target, embedding, bias, chunk_size, ignore_index, reduction, with_ce=True)
 

@@ -103,7 +103,7 @@ def hard_truncated_bce(input: Tensor, target: Tensor, *, margin: float = 0.5, re
         >>> hard_truncated_bce(s, y, reduction="none").round(decimals=4)
         tensor([0.0000, 0.3466, 1.3133])
 
-    Source: Su Jianlin, scientific spaces 4293 (2017).
+    Equation :eq:`focal-hard` of the chapter. Source: Su Jianlin, scientific spaces 4293 (2017).
     """
     m = check_number("margin", margin, low=0.0, high=1.0)
     # p_t < m in scores: a probability may round to 0 or 1, a margin of exactly that would then be met
@@ -156,7 +156,7 @@ def soft_truncated_bce(input: Tensor, target: Tensor, *, sharpness: float = 1.0,
         >>> soft_truncated_bce(s, y, reduction="none").round(decimals=4)
         tensor([0.0151, 0.3466, 0.9601])
 
-    Source: Su Jianlin, scientific spaces 4733 (2017).
+    Equation :eq:`focal-soft` of the chapter. Source: Su Jianlin, scientific spaces 4733 (2017).
     """
     k = _sharpness(sharpness)
 
@@ -209,7 +209,8 @@ def sigmoid_focal_loss(
         >>> print(round(sigmoid_focal_loss(s, t, gamma=0.5, alpha=0.25).item(), 4))
         0.1403
 
-    Source: Su Jianlin, scientific spaces 4733 (2017); focal loss, arXiv 1708.02002.
+    Equation :eq:`focal-loss` of the chapter. Source: Su Jianlin, scientific spaces 4733 (2017); focal loss, arXiv
+    1708.02002.
     """
     g = check_number("gamma", gamma, low=0.0)
     a = None if alpha is None else check_number("alpha", alpha, low=0.0, high=1.0)
@@ -278,7 +279,8 @@ def softmax_focal_loss(
         >>> softmax_focal_loss(s, torch.tensor([0, 2]), reduction="none").round(decimals=4)
         tensor([0.0457, 1.9936])
 
-    Source: Su Jianlin, scientific spaces 4733 (2017); focal loss, arXiv 1708.02002.
+    Equation :eq:`focal-softmax` of the chapter. Source: Su Jianlin, scientific spaces 4733 (2017); focal loss, arXiv
+    1708.02002.
     """
     g = check_number("gamma", gamma, low=0.0)
     check_reduction(reduction)
@@ -330,7 +332,7 @@ def soft_truncated_cross_entropy(
         >>> soft_truncated_cross_entropy(s, torch.tensor([0, 2]), reduction="none").round(decimals=4)
         tensor([0.0367, 1.6016])
 
-    Source: Su Jianlin, scientific spaces 4733 (2017).
+    Equation :eq:`focal-soft-softmax` of the chapter. Source: Su Jianlin, scientific spaces 4733 (2017).
     """
     k = _sharpness(sharpness)
     check_reduction(reduction)

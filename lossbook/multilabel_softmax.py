@@ -125,8 +125,8 @@ def multilabel_softmax_loss(
         >>> round(multilabel_softmax_loss(s, soft).item(), 4)
         1.0373
 
-    Equation :eq:`mls-loss` of the chapter, for soft labels :eq:`mls-soft`. Source: Su Jianlin, scientific spaces 7359
-    (2020); the paper is ZLPR, arXiv 2208.02955.
+    Equation :eq:`mls-loss` of the chapter, for soft labels :eq:`mls-soft`, which chapter 2 derives as :eq:`soft-loss`.
+    Source: Su Jianlin, scientific spaces 7359 (2020) and 9064 (2022); the paper is ZLPR, arXiv 2208.02955.
     """
     s = check_scores(input)
     check_labels(target, input.shape)

@@ -80,7 +80,7 @@ def multilabel_probabilities(input: Tensor, *, threshold: float = 0.0) -> Tensor
         >>> multilabel_probabilities(torch.tensor([-1.0, 0.0, 2.0])).round(decimals=4)
         tensor([0.1192, 0.5000, 0.9820])
 
-    Source: Su Jianlin, scientific spaces 9064 (2022).
+    Equation :eq:`soft-probability` of the chapter. Source: Su Jianlin, scientific spaces 9064 (2022).
     """
     s_0 = check_number("threshold", threshold)
     return torch.sigmoid(2 * (check_scores(input, rows=False) - s_0))
@@ -111,7 +111,8 @@ def smooth_labels(target: Tensor, smoothing: float) -> Tensor:
         >>> smooth_labels(torch.tensor([0, 1, 1]), 0.1)
         tensor([0.0500, 0.9500, 0.9500])
 
-    Source: Su Jianlin, scientific spaces 9064 (2022); label smoothing, arXiv 1512.00567.
+    Equation :eq:`soft-smooth` of the chapter. Source: Su Jianlin, scientific spaces 9064 (2022); label smoothing, arXiv
+    1512.00567.
     """
     check_labels(target, getattr(target, "shape", ()))
     e = check_number("smoothing", smoothing, low=0.0, high=1.0)
@@ -154,7 +155,8 @@ def mixup(
         >>> bool(mixed_x[1] == 10 * mixed_t[1, 1])
         True
 
-    Source: Su Jianlin, scientific spaces 9064 (2022); mixup, arXiv 1710.09412.
+    Equation :eq:`soft-mixup` of the chapter. Source: Su Jianlin, scientific spaces 9064 (2022); mixup, arXiv
+    1710.09412.
     """
     x = _check_batch(input, target)
     a = check_number("alpha", alpha, low=0.0)
@@ -204,7 +206,7 @@ def multilabel_symmetric_kl(
         >>> print(round(multilabel_symmetric_kl(s, r).item(), 4))
         0.1497
 
-    Source: Su Jianlin, scientific spaces 9039 (2022); R-Drop, arXiv 2106.14448.
+    Equation :eq:`soft-kl` of the chapter. Source: Su Jianlin, scientific spaces 9039 (2022); R-Drop, arXiv 2106.14448.
     """
     s, r = check_scores(input), check_scores(other, name="other")
     if s.shape != r.shape:

@@ -1,7 +1,9 @@
 """Digit canvases, the book's files and the records."""
 
 import json
+import re
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ import torch
 from sklearn.datasets import load_digits
 
 from lossbook import data
-from lossbook.data import digit_canvases
+from lossbook.data import digit_canvases, python_text
 
 
 def crops(images, grid):
@@ -132,12 +134,43 @@ def test_missing_scikit_learn_names_the_extra(monkeypatch):
         digit_canvases(1, seed=0)
 
 
+def test_questions_are_what_the_readme_of_the_data_says():
+    q = data.questions()
+    per_group = q.group.bincount()
+    said = (data.book_file("questions.csv").parent / "README.md").read_text(encoding="utf-8")
+    facts = f"{len(q.text)} questions in {len(q.names)} groups, spread over {len(set(q.topics))} topics"
+    assert facts in said
+    assert f"in {per_group.min()} to {per_group.max()} wordings" in said
+    assert len(q.topics) == len(q.names) == len(set(q.names)) == len(per_group) >= 120
+    assert per_group.min() >= 10
+    assert len(set(q.topics)) >= 15
+
+
+def test_questions_are_clean():
+    q = data.questions()
+    bare = ["".join(c for c in text.lower() if c.isalnum()) for text in q.text]
+    assert len(set(bare)) == len(bare)  # no question twice, in no spelling
+    assert all(text.isascii() and text.strip() == text and bare for text, bare in zip(q.text, bare, strict=True))
+    assert q.group.dtype == torch.int64
+    assert q.group.tolist() == sorted(q.group.tolist())  # in the order of the file, group by group
+
+
+def test_questions_come_from_the_file(folder):
+    rows = 'group,topic,question\nb,t,"one, two"\na,u,three\nb,t,"say ""four"""\n'
+    (folder / "questions.csv").write_text(rows, encoding="utf-8")
+    q = data.questions()
+    assert q.text == ["one, two", "three", 'say "four"']
+    assert q.group.tolist() == [0, 1, 0]
+    assert q.names == ["b", "a"]
+    assert q.topics == ["t", "u"]
+
+
 @pytest.fixture(params=["checkout", "installed"])
 def folder(request, tmp_path, monkeypatch):
     """The data folder of a pretended checkout or installed package."""
     package = tmp_path / "lossbook"
     package.mkdir()
-    monkeypatch.setattr(data, "__file__", str(package / "data.py"))
+    monkeypatch.setattr(data, "__file__", str(package / "data" / "__init__.py"))
     (tmp_path / "data" / "results").mkdir(parents=True)  # a stranger's folder where nothing else shows a checkout
     if request.param == "checkout":
         (tmp_path / "pyproject.toml").touch()
@@ -174,3 +207,73 @@ def test_records_are_seen_by_who_watches_opened_files(folder):
     data.load_record("missing")
     watching = False
     assert str(folder / "results" / "missing.json") in opened
+
+
+# ---------------------------------------------------------------- the text inside CPython
+
+
+@pytest.fixture
+def topics(monkeypatch):
+    """Topics of the interpreter that a test may fill."""
+    texts = {}
+    module = types.ModuleType("pydoc_data.topics")
+    module.topics = texts
+    monkeypatch.setitem(sys.modules, "pydoc_data.topics", module)
+    python_text.cache_clear()
+    yield texts
+    python_text.cache_clear()
+
+
+def test_the_text_is_prose_in_words():
+    paragraphs = python_text()
+    assert len(paragraphs) > 500
+    assert sum(map(len, paragraphs)) > 20_000
+    assert len(set(paragraphs)) == len(paragraphs)
+    for paragraph in paragraphs:
+        assert paragraph[-1] in ".:!?)"
+        assert len(paragraph) >= 6
+        for word in paragraph:
+            assert word == word.lower()
+            assert re.fullmatch(r"\w+(?:['’]\w+)*|[^\w\s\"*]", word)
+    counts = {word: sum(p.count(word) for p in paragraphs) for word in ("the", "python", "object")}
+    assert counts["the"] > counts["object"] > counts["python"] > 0
+
+
+def test_words_are_cut_as_said(topics):
+    topics["a"] = 'Call *it* "f(x)"; it isn\'t\n   hard, and\n   Python\'s "__doc__" tells more.'
+    assert [" ".join(p) for p in python_text()] == [
+        "call it f ( x ) ; it isn't hard , and python's __doc__ tells more ."
+    ]
+
+
+@pytest.mark.parametrize(
+    "paragraph",
+    [
+        "Five words are too few.",
+        "this paragraph ends without any mark",
+        "x = [y for y in range(10) if y % 2 == 0 and y > 3].",
+        "* * * * * * * * * * * *",
+        '"',
+        "",
+    ],
+)
+def test_what_is_no_prose_is_left_out(topics, paragraph):
+    topics["a"] = f"Here are six or more words.\n\n{paragraph}\n\nAnd here are six or more words."
+    assert [p[0] for p in python_text()] == ["here", "and"]
+
+
+def test_a_paragraph_comes_once_and_in_the_order_of_the_names(topics):
+    topics["b"] = "This is the second of three paragraphs.\n \n  This is a\n  paragraph that is shared."
+    topics["a"] = "This is a paragraph that is shared.\n\n\nThis is the first of three paragraphs."
+    assert [" ".join(p) for p in python_text()] == [
+        "this is a paragraph that is shared .",
+        "this is the first of three paragraphs .",
+        "this is the second of three paragraphs .",
+    ]
+
+
+def test_a_python_without_the_topics_says_so(monkeypatch):
+    python_text.cache_clear()
+    monkeypatch.setitem(sys.modules, "pydoc_data.topics", None)
+    with pytest.raises(ModuleNotFoundError, match="pydoc_data"):
+        python_text()

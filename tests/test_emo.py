@@ -880,6 +880,14 @@ def test_memory_is_two_arrays_of_a_chunk(linear: Callable[..., Tensor]) -> None:
     assert peak(linear, 256, chunk_size=64, dtype=torch.bfloat16) < 2.6 * array + 2 * layer
 
 
+@pytest.mark.parametrize("linear", LINEAR)
+def test_a_frozen_layer_gets_no_gradient_buffer(linear: Callable[..., Tensor]) -> None:
+    hidden, weight, _, embedding, index, _ = words(4, CLASSES, 4 * FEATURES, 8, torch.float32)
+    (leaf,) = leaves(hidden)
+    used = peak_bytes(lambda: linear(leaf, weight.detach(), index, embedding, chunk_size=1).sum().backward())
+    assert used < weight.numel() * 4 / 2
+
+
 def test_memory_of_a_large_chunk_is_shared_evenly() -> None:
     # 130 rows in chunks of at most 128 are two chunks of 65
     assert peak(linear_emo_loss, 130, chunk_size=128) < 2.2 * 65 * CLASSES * 4
@@ -982,6 +990,7 @@ H, W, B = torch.zeros(2, 5), torch.zeros(3, 5), torch.zeros(3)
         ({"target": TAU - torch.eye(2, 3)}, ValueError, "soft target must not be negative or NaN"),
         ({"target": TAU * NAN}, ValueError, "soft target must not be negative or NaN"),
         ({"target": TAU * 1.011}, ValueError, r"each row of a soft target must sum to 1 within 0.01, got 1.011"),
+        ({"target": TAU * torch.tensor([[1.0], [1.02]])}, ValueError, r"must sum to 1 within 0.01, got 1.02"),
         ({"target": TAU * 0.989}, ValueError, r"each row of a soft target must sum to 1 within 0.01, got 0.989"),
         ({"embedding": None}, TypeError, "embedding must be a floating tensor of word vectors, got NoneType None"),
         ({"embedding": E.long()}, TypeError, "embedding must be a floating tensor of word vectors, got int64"),

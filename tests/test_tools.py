@@ -208,7 +208,7 @@ def test_an_edit_of_the_package_reaches_page_and_notebook(tiny):
         "lossbook/_extras.py",
         "lossbook/_helper.py",
         "lossbook/claims.py",
-        "lossbook/data.py",
+        "lossbook/data/__init__.py",
         "lossbook/devices.py",
         "lossbook/tiny.py",
     )

@@ -1,11 +1,14 @@
-"""The book's data that need no network: digit canvases, the files beside the book, and the records of experiments."""
+"""The book's data that need no network: digit canvases, questions, the files beside the book, and records."""
 
 from __future__ import annotations
 
+import csv
+import importlib
 import json
+import re
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -13,6 +16,24 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lossbook._extras import require
+
+# The loaders of public data, all in `lossbook.data.public`. They are looked up on first use and never imported here:
+# the stamp of a chapter covers every module that its imports lead to, so an import here would make all chapters stale
+# whenever a loader changes, though no chapter runs one. Who wants types checked imports from that module.
+_PUBLIC = (
+    "banking77",
+    "bibtex",
+    "clinc150",
+    "delicious",
+    "fashion_mnist",
+    "goemotions",
+    "rt_polarity",
+    "sentiment_zh",
+    "uci",
+    "wikitext2",
+    "wnut17",
+    "yeast",
+)
 
 DIGIT_SIZE = 8  # pixels, the side of one of scikit-learn's digits
 Split = Literal["train", "validation", "test"]
@@ -95,7 +116,7 @@ def digit_canvases(
 
 def _data_folder() -> Path:
     """``data/`` of the checkout, or its copy inside the installed package."""
-    package = Path(__file__).parent
+    package = Path(__file__).parent.parent
     checkout = package.parent
     # An installed package has a stranger's folders beside it, so a checkout must show its pyproject.toml.
     return checkout / "data" if (checkout / "pyproject.toml").is_file() else package / "_data"
@@ -118,6 +139,39 @@ def book_file(relative: str) -> Path:
     return path
 
 
+class Questions(NamedTuple):
+    """Questions in groups of paraphrases (see :func:`questions`)."""
+
+    text: list[str]
+    """N questions, as people type them."""
+    group: Tensor
+    """Which group each belongs to, int64 ``(N,)``."""
+    names: list[str]
+    """The name of each group, in the order of its number."""
+    topics: list[str]
+    """The topic of each group. Several groups share one."""
+
+
+def questions() -> Questions:
+    """The everyday questions of ``data/questions.csv``: 126 groups, each one question in 11 to 13 wordings.
+
+    They were written for this book; ``data/README.md`` says how.
+
+    Example:
+        >>> q = questions()
+        >>> len(q.text), len(q.names), len(set(q.topics))
+        (1518, 126, 18)
+        >>> q.names[q.group[0]], q.text[0]
+        ('shop_cancel_order', 'How do I cancel an order I placed an hour ago?')
+    """
+    with open(book_file("questions.csv"), encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    topics = {row["group"]: row["topic"] for row in rows}  # in the order of the file
+    names = list(topics)
+    group = torch.tensor([names.index(row["group"]) for row in rows])
+    return Questions([row["question"] for row in rows], group, names, list(topics.values()))
+
+
 def load_record(slug: str) -> Any:
     """The record ``data/results/<slug>.json`` of an experiment or a benchmark, or None where none was made yet."""
     try:
@@ -138,3 +192,57 @@ def load_published(slug: str) -> Any:
         FileNotFoundError: The book has no such record.
     """
     return json.loads(book_file(f"published/{slug}.json").read_text(encoding="utf-8"))
+
+
+MARKUP = str.maketrans("", "", '"*')  # what the topics put around code and around emphasis
+
+
+@cache
+def python_text() -> tuple[tuple[str, ...], ...]:
+    """The English prose inside CPython: the help topics of the interpreter, as paragraphs of words.
+
+    ``help("in")`` and its like read these texts. A paragraph counts as prose if it has at least six words, most of
+    them letters only, and ends like a sentence. Code, grammar and tables drop out, and so does every paragraph that
+    was there before, since topics share paragraphs. Words are lower-case; punctuation marks are words of their own;
+    quotation marks and asterisks, which are markup here, are left out.
+
+    The text belongs to the Python that runs, so it differs a little from version to version.
+
+    Returns:
+        The paragraphs, in the order of the topics' names.
+
+    Raises:
+        ModuleNotFoundError: This Python came without ``pydoc_data``.
+
+    Example:
+        >>> paragraphs = python_text()
+        >>> len(paragraphs) == len(set(paragraphs)) > 500
+        True
+    """
+    from pydoc_data.topics import topics
+
+    paragraphs: dict[tuple[str, ...], None] = {}  # a set that keeps the order
+    for name in sorted(topics):
+        for paragraph in re.split(r"\n\s*\n", topics[name]):
+            if _is_prose(paragraph):
+                paragraphs[tuple(re.findall(r"\w+(?:['’]\w+)*|[^\w\s]", paragraph.translate(MARKUP).lower()))] = None
+    return tuple(paragraphs)
+
+
+def _is_prose(paragraph: str) -> bool:
+    """Whether these are sentences: six words or more, 70 % of them plain, and a mark at the end."""
+    words = paragraph.translate(MARKUP).split()
+    plain = sum(re.fullmatch(r"\(?[A-Za-z'’-]+[).,;:!?]*", word) is not None for word in words)
+    return len(words) >= 6 and plain >= 0.7 * len(words) and words[-1][-1] in ".:!?)"
+
+
+def __getattr__(name: str) -> Any:
+    """A loader of public data, imported when it is first asked for."""
+    if name in _PUBLIC:
+        return getattr(importlib.import_module("lossbook.data.public"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """The names of this module and the loaders."""
+    return sorted({*globals(), *_PUBLIC})
