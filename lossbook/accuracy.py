@@ -268,13 +268,8 @@ def exact_loss(
     s, t, counted = _checked(input, target, sigma, nodes, ignore_index)
     gaps = not values_readable(counted) or not bool(counted.all())
     log_p = _log_accuracy(s, t, counted if gaps else None, float(sigma), nodes)
-    loss = 0 - log_p if log else _complement(log_p)  # 0 - 0 is 0, and -0 would print as such
+    loss = 0 - log_p if log else 1 - log_p.exp()  # 0 - 0 is 0, and -0 would print as such
     return reduce_loss(loss.masked_fill(~counted, 0), reduction, counted)
-
-
-def _complement(log_p: Tensor) -> Tensor:
-    """1 - e^x with its digits and its derivative's: autograd adds 1 to expm1 for it, which rounds a small e^x away."""
-    return torch.where(log_p < -1, 1 - log_p.exp(), 0 - log_p.expm1())
 
 
 def soft_accuracy_loss(input: Tensor, target: Tensor, *, ignore_index: int = -100, reduction: str = "mean") -> Tensor:
