@@ -34,6 +34,7 @@ together until every distance is 0.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -467,7 +468,7 @@ def _rounding(target: Tensor, embedding: Tensor, dtype: torch.dtype) -> float:
     """
     words, features = embedding.shape
     terms = max(features, words) if target.is_floating_point() else features
-    return 4 * torch.finfo(dtype).eps * float(terms) ** 0.5
+    return 4 * torch.finfo(dtype).eps * math.sqrt(terms)
 
 
 def _cross_entropy(log_p: Tensor, target: Tensor) -> Tensor:
@@ -480,9 +481,9 @@ def _cross_entropy(log_p: Tensor, target: Tensor) -> Tensor:
 
 def _compose(ce: Tensor, emo: Tensor) -> tuple[Tensor, Tensor]:
     """(CE + sg(CE / EMO) EMO) / 2 of each row, and the ratio."""
-    # EMO = 0 makes the ratio infinite or NaN: the words with p_i > 0 share one direction, or t alone has p_i > 0. Ratios
-    # above 1e30 overflow float32 when they meet a cost. There the second half is CE's value without a gradient. Where
-    # p_t rounds to 1, CE is 0 while EMO, the sum over the others, is not: the ratio is 0.
+    # EMO = 0 makes the ratio infinite or NaN: the words with p_i > 0 share one direction, or t alone has p_i > 0.
+    # Ratios above 1e30 overflow float32 when they meet a cost. There the second half is the value of CE without a
+    # gradient. Where p_t rounds to 1, CE is 0 while EMO, the sum over the others, is not: the ratio is 0.
     regular = emo > ce * 1e-30
     ratio = torch.where(regular, ce / emo, 0).detach()
     return (ce + torch.where(regular, ratio * emo, ce.detach())) / 2, ratio
