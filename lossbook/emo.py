@@ -117,8 +117,8 @@ def emo_loss(
         0.344
 
     Equation :eq:`emo-loss` of the chapter, for soft targets :eq:`emo-soft`; costs :eq:`emo-cosine`,
-    :eq:`emo-zero-row` and :eq:`emo-rounding`, gradient :eq:`emo-gradient`. Source: Su Jianlin, scientific spaces 9797 (2023); EMO, arXiv
-    2310.04691.
+    :eq:`emo-zero-row` and :eq:`emo-rounding`, gradient :eq:`emo-gradient`. Source: Su Jianlin, scientific spaces 9797
+    (2023); EMO, arXiv 2310.04691.
     """
     return _plain(input, target, embedding, ignore_index, reduction, with_ce=False)
 
