@@ -74,7 +74,7 @@ def check_scores(input: Tensor, *, name: str = "input", rows: bool = True) -> Te
     """
     if not isinstance(input, Tensor):
         raise TypeError(f"{name} must be a tensor of scores, got {describe(input)}")
-    if not input.is_floating_point():
+    if input.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
         raise TypeError(
             f"{name} must be real-valued scores (float16, bfloat16, float32 or float64), got {describe(input)}"
         )

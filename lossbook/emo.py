@@ -34,6 +34,7 @@ together until every distance is 0.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -86,7 +87,9 @@ def emo_loss(
     The gradient is :math:`\partial L / \partial s_i = p_i\,(c_{it} - L)`. The loss lies in [0, 2].
 
     A zero row of ``embedding`` has cosine 0 with every other row and 1 with itself; a row whose norm is below the
-    smallest normal number of the loss's dtype counts as zero. The costs are computed in the dtype of the loss.
+    smallest normal number of the loss's dtype counts as zero. The costs are computed in the dtype of the loss. A cost
+    of at most :math:`4 \epsilon \sqrt{D}` (soft targets: :math:`\sqrt{\max(D, C)}`), with the dtype's machine epsilon,
+    may be rounding alone and counts as 0.
 
     Args:
         input: scores :math:`s`, shape ``(..., C)``.
@@ -113,9 +116,9 @@ def emo_loss(
         >>> print(round(emo_loss(s, torch.tensor([[0.5, 0.5, 0.0]]), e).item(), 4))
         0.344
 
-    Equation :eq:`emo-loss` of the chapter, for soft targets :eq:`emo-soft`; costs :eq:`emo-cosine` and
-    :eq:`emo-zero-row`, gradient :eq:`emo-gradient`. Source: Su Jianlin, scientific spaces 9797 (2023); EMO, arXiv
-    2310.04691.
+    Equation :eq:`emo-loss` of the chapter, for soft targets :eq:`emo-soft`; costs :eq:`emo-cosine`,
+    :eq:`emo-zero-row` and :eq:`emo-rounding`, gradient :eq:`emo-gradient`. Source: Su Jianlin, scientific spaces 9797
+    (2023); EMO, arXiv 2310.04691.
     """
     return _plain(input, target, embedding, ignore_index, reduction, with_ce=False)
 
@@ -132,8 +135,9 @@ def emo_ce_loss(
 
     ``sg`` stops the gradient. So the value of a row is its cross-entropy, and the gradient is
     :math:`\tfrac12 (\nabla \mathrm{CE} + \tfrac{\mathrm{CE}}{\mathrm{EMO}} \nabla \mathrm{EMO})`: not the gradient of
-    the value, and numerical differentiation finds another. Where EMO is below 1e-30 of CE, or 0, EMO adds no gradient:
-    the ratio would be infinite.
+    the value, and numerical differentiation finds another. Where EMO is not above 1e-30 of CE, EMO adds no gradient:
+    the ratio would be infinite. So it is where all words with some probability have parallel vectors, as costs of
+    rounding size are 0 (see :func:`emo_loss`).
 
     Args:
         input: scores :math:`s`, shape ``(..., C)``.
@@ -428,7 +432,10 @@ def _inverse_norms(embedding: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _costs(target: Tensor, embedding: Tensor, inverse: Tensor, out: Tensor | None = None) -> Tensor:
-    """c_i = sum_j tau_j (1 - cos(e_i, e_j)), shape ``(n, C)``, in the dtype of ``inverse``; ``out`` is room for it."""
+    """c_i = sum_j tau_j (1 - cos(e_i, e_j)), shape ``(n, C)``, in the dtype of ``inverse``; ``out`` is room for it.
+
+    Costs within rounding of 0 are 0, see :func:`_rounding`.
+    """
     dtype = inverse.dtype
     # embeddings of another dtype pass tile by tile, so that no copy of them all is made
     tiles = _tiles(len(embedding), len(embedding) if embedding.dtype == dtype else _TILE)
@@ -447,20 +454,36 @@ def _costs(target: Tensor, embedding: Tensor, inverse: Tensor, out: Tensor | Non
         c = torch.sub(c, target * (inverse == 0), out=out)  # a zero row costs nothing to itself
     else:
         c = torch.scatter(c, -1, target.unsqueeze(-1), 0, out=out)  # exactly: 1 - cos(e_t, e_t) may come out as 1e-7
-    return torch.clamp(c, min=0, out=out)  # parallel vectors may come out at -1e-7, and the loss negative
+    rounding = _rounding(target, embedding, dtype)
+    if target.is_floating_point() and (target.requires_grad or not eager(target)):
+        return c - (c - torch.threshold(c, rounding, 0)).detach()  # its gradient is the cost of each word as it is
+    return torch.threshold(c, rounding, 0, out=out)
+
+
+def _rounding(target: Tensor, embedding: Tensor, dtype: torch.dtype) -> float:
+    """The largest cost that may be rounding alone: what parallel vectors come out at, above 0 or below.
+
+    The composition would scale such costs up to the size of cross-entropy. Rounding grows about as the square root of
+    the number of terms: D in a product of two vectors, C in the average over the words of a soft target.
+    """
+    words, features = embedding.shape
+    terms = max(features, words) if target.is_floating_point() else features
+    return 4 * torch.finfo(dtype).eps * math.sqrt(terms)
 
 
 def _cross_entropy(log_p: Tensor, target: Tensor) -> Tensor:
     """-sum_i tau_i log p_i of each row."""
     if target.is_floating_point():
-        return -(target * log_p.masked_fill(target == 0, 0)).sum(-1)  # 0 * -inf is NaN
+        # 0 * -inf is NaN. Elsewhere a target of 0 keeps its log p: that is the gradient by the target.
+        return -(target * log_p.masked_fill((target == 0) & (log_p == -torch.inf), 0)).sum(-1)
     return -log_p.gather(-1, target.unsqueeze(-1)).squeeze(-1)
 
 
 def _compose(ce: Tensor, emo: Tensor) -> tuple[Tensor, Tensor]:
     """(CE + sg(CE / EMO) EMO) / 2 of each row, and the ratio."""
-    # EMO = 0 makes the ratio infinite or NaN: p_t rounds to 1, or the words with p_i > 0 share one direction. Ratios
-    # above 1e30 overflow float32 when they meet a cost. There the second half is CE's value without a gradient.
+    # EMO = 0 makes the ratio infinite or NaN: the words with p_i > 0 share one direction, or t alone has p_i > 0.
+    # Ratios above 1e30 overflow float32 when they meet a cost. There the second half is the value of CE without a
+    # gradient. Where p_t rounds to 1, CE is 0 while EMO, the sum over the others, is not: the ratio is 0.
     regular = emo > ce * 1e-30
     ratio = torch.where(regular, ce / emo, 0).detach()
     return (ce + torch.where(regular, ratio * emo, ce.detach())) / 2, ratio
@@ -772,6 +795,8 @@ def _check_embedding(embedding: Tensor, num_classes: int) -> Tensor:
     """``embedding`` without its graph."""
     if not isinstance(embedding, Tensor) or not embedding.is_floating_point():
         raise TypeError(f"embedding must be a floating tensor of word vectors, got {describe(embedding)}")
+    if num_classes < 1:
+        raise ValueError(f"there must be at least one class, got none (embedding: {describe(embedding)})")
     if embedding.dim() != 2 or 0 in embedding.shape or embedding.shape[0] != num_classes:
         raise ValueError(f"embedding must have the shape ({num_classes}, D), got {describe(embedding)}")
     return embedding.detach()

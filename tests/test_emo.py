@@ -331,6 +331,33 @@ def test_composition_where_emo_vanishes(case: tuple[Any, ...], dtype: torch.dtyp
             close(gradients(linear, [y])[0], half, 1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+@pytest.mark.parametrize(("classes", "features"), [(3, 3), (8, 2), (500, 64), (40, 2000)])
+def test_parallel_vectors_add_no_gradient_of_rounding(classes: int, features: int, dtype: torch.dtype) -> None:
+    g = torch.Generator().manual_seed(features)
+    direction = torch.randn(features, generator=g, dtype=dtype)
+    e = direction * torch.rand(classes, 1, generator=g, dtype=dtype).add(0.1)
+    s = torch.randn(20, classes, generator=g, dtype=dtype)
+    t = torch.randint(classes, (20,), generator=g)
+    eye = torch.eye(classes, dtype=dtype)
+    for target in (t, eye[t], torch.randn(20, classes, generator=g, dtype=dtype).softmax(-1)):
+        assert emo_loss(s, target, e) == 0
+        x, y, z = leaves(s, s, s)
+        half = gradients(F.cross_entropy(z, target), [z])[0] / 2
+        close(gradients(emo_ce_loss(x, target, e), [x])[0], half, 1e-6)
+        close(gradients(linear_emo_ce_loss(y, eye, target, e), [y])[0], half, 1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+def test_a_small_cost_above_rounding_is_kept(dtype: torch.dtype) -> None:
+    # the cost of an angle x is x^2 / 2
+    angle = (40 * torch.finfo(dtype).eps) ** 0.5
+    e = torch.tensor([[1.0, 0.0], [math.cos(angle), math.sin(angle)]], dtype=dtype)
+    s = torch.zeros(1, 2, dtype=dtype)
+    for target in (torch.tensor([0]), torch.tensor([[1.0, 0.0]], dtype=dtype)):
+        assert emo_loss(s, target, e).item() == pytest.approx(angle**2 / 4, rel=0.2)
+
+
 def test_a_large_ratio_is_kept() -> None:
     # EMO is 1e-20 of cross-entropy: the rare far word still gets its full pull
     s = torch.tensor([[0.0, 0.0, -46.0]], dtype=F64, requires_grad=True)
@@ -452,6 +479,34 @@ def test_the_embedding_stays_frozen(
     a = linear(hidden, tied, index, tied, reduction=reduction).sum()
     b = plain(hidden @ free.T, index, weight, reduction=reduction).sum()
     close(gradients(a, [tied]), gradients(b, [free]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+def test_one_hot_soft_targets_get_the_whole_gradient(dtype: torch.dtype) -> None:
+    # c_tt rounds to a little above or below 0; the derivative by tau_t is sum_i p_i c_it all the same
+    for seed in range(20):
+        hidden, weight, _, embedding, index, _ = words(seed=seed, dtype=dtype)
+        s = hidden @ weight.T
+        tau = F.one_hot(index, 7).to(dtype).requires_grad_()
+        e = embedding.tolist()
+        cost = torch.tensor([[loop_cost(e, i, j) for j in range(7)] for i in range(7)], dtype=dtype)
+        by_cost, tolerance = s.softmax(-1) @ cost, 1e-5 if dtype == torch.float32 else 1e-11
+        close(gradients(emo_loss(s, tau, embedding, reduction="sum"), [tau])[0], by_cost, tolerance)
+        transformed = torch.func.grad(lambda x: emo_loss(s, x, embedding, reduction="sum"))(tau.detach())  # noqa: B023
+        close(transformed, by_cost, tolerance)
+
+        # the composition: half of -log p, tau_j = 0 or not, and half of rho times the costs
+        (gradient,) = gradients(emo_ce_loss(s, tau, embedding, reduction="sum"), [tau])
+        ce = F.cross_entropy(s, index, reduction="none")
+        rho = (ce / (by_cost * tau.detach()).sum(-1)).unsqueeze(-1)
+        close(gradient, (rho * by_cost - s.log_softmax(-1)) / 2, 10 * tolerance)
+
+
+def test_a_target_of_zero_at_an_impossible_word_gets_a_finite_gradient() -> None:
+    s = torch.tensor([[1.0, -INF, 0.0]], dtype=F64)
+    tau = torch.tensor([[0.4, 0.0, 0.6]], dtype=F64, requires_grad=True)
+    (gradient,) = gradients(emo_ce_loss(s, tau, torch.eye(3, dtype=F64)), [tau])
+    assert torch.isfinite(gradient).all()
 
 
 def test_soft_targets_get_their_gradient_in_the_plain_form_only() -> None:
@@ -1027,6 +1082,17 @@ def test_errors_name_the_argument(
     if "input" not in change:
         with pytest.raises(error, match=message):
             linear(**{"hidden": H, "weight": W, "target": T, "embedding": E} | change)
+
+
+def test_no_class_is_named_as_the_fault() -> None:
+    for loss, xs in ((emo_loss, (S[:, :0],)), (linear_emo_loss, (H, W[:0]))):
+        with pytest.raises(ValueError, match="there must be at least one class"):
+            loss(*xs, T, E[:0])
+
+
+def test_scores_of_eight_bits_are_refused() -> None:
+    with pytest.raises(TypeError, match=r"input must be real-valued scores .*, got float8_e4m3fn tensor"):
+        emo_loss(S.to(torch.float8_e4m3fn), T, E)
 
 
 def test_sums_of_soft_targets_may_round() -> None:
