@@ -149,10 +149,12 @@ def eager(*tensors: Tensor) -> bool:
     )
 
 
-def check_labels(target: Tensor, shape: tuple[int, ...], *, hard: bool = False, name: str = "target") -> None:
+def check_labels(
+    target: Tensor, shape: tuple[int, ...], *, hard: bool = False, mask: Tensor | None = None, name: str = "target"
+) -> None:
     """Raise unless ``target`` has this shape and holds labels in [0, 1], or with ``hard`` only 0 and 1.
 
-    The values are looked at only where that waits for no device.
+    The values are looked at only where that waits for no device, and where ``mask`` (checked before) is not False.
     """
     if not isinstance(target, Tensor):
         raise TypeError(f"{name} must be a tensor of labels, got {describe(target)}")
@@ -160,19 +162,24 @@ def check_labels(target: Tensor, shape: tuple[int, ...], *, hard: bool = False, 
         raise TypeError(f"{name} must be labels of a real dtype, got {describe(target)}")
     if tuple(target.shape) != tuple(shape):
         raise ValueError(f"{name} must have the shape of input, {tuple(shape)}, got {describe(target)}")
-    if target.dtype == torch.bool or target.numel() == 0 or not values_readable(target):
+    given = () if mask is None else (mask,)
+    if target.dtype == torch.bool or target.numel() == 0 or not values_readable(target, *given):
         return
     values = target.detach()
+
+    def refuse(wrong: Tensor, wanted: str) -> None:
+        wrong = values[wrong if mask is None else wrong & mask]
+        if wrong.numel() > 0:
+            raise ValueError(f"{name} must be {wanted}, got {wrong[0].item()}")
+
     low, high = (bound.item() for bound in torch.aminmax(values))
     if not (low >= 0 and high <= 1):  # NaN compares with nothing, so it ends here too
-        wrong = values[~((values >= 0) & (values <= 1))][0].item()
-        raise ValueError(f"{name} must be labels in [0, 1], got {wrong}")
+        refuse(~((values >= 0) & (values <= 1)), "labels in [0, 1]")
     if hard and target.is_floating_point():
         # a few rows at a time: the square of the whole would be as large as the scores
-        for part in values.reshape(-1).split(2**18):  # type: ignore[no-untyped-call]
-            if not torch.equal(part * part, part):
-                wrong = part[(part != 0) & (part != 1)][0].item()
-                raise ValueError(f"{name} must be 0 or 1, got {wrong}")
+        parts = values.reshape(-1).split(2**18)  # type: ignore[no-untyped-call]
+        if not all(torch.equal(part * part, part) for part in parts):
+            refuse((values != 0) & (values != 1), "0 or 1")
 
 
 def check_mask(mask: Tensor | None, shape: tuple[int, ...]) -> None:

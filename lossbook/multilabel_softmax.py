@@ -95,7 +95,7 @@ def multilabel_softmax_loss(
         L = \log\Bigl(e^{s_0} + \sum_i (1 - t_i)\, e^{s_i}\Bigr) + \log\Bigl(e^{-s_0} + \sum_i t_i\, e^{-s_i}\Bigr)
 
     At :math:`t_i = 0` and :math:`t_i = 1` the two are equal, whatever the score. Shifting the scores and the threshold
-    together changes nothing.
+    together changes nothing. Infinite scores count as 1e29 in size; their gradient is that of a finite score.
 
     Shapes: ``input`` and ``target`` (..., C), ``mask`` broadcastable to them; the loss (...), or () once reduced.
 
@@ -103,7 +103,7 @@ def multilabel_softmax_loss(
         input: Scores :math:`s` (logits), never probabilities. float16 and bfloat16 are computed in float32.
         target: Hard labels of a boolean or integer dtype (0 or 1), or soft labels of a float dtype. It takes no
             gradient.
-        mask: Boolean; False removes a label as if its column were deleted, whatever its score.
+        mask: Boolean; False removes a label as if its column were deleted, whatever its score and its target.
         threshold: The score :math:`s_0` that positives should exceed and negatives should not.
         reduction: ``"mean"`` over the rows, ``"sum"`` or ``"none"``.
 
@@ -129,8 +129,8 @@ def multilabel_softmax_loss(
     Source: Su Jianlin, scientific spaces 7359 (2020) and 9064 (2022); the paper is ZLPR, arXiv 2208.02955.
     """
     s = check_scores(input)
-    check_labels(target, input.shape)
     check_mask(mask, input.shape)
+    check_labels(target, input.shape, mask=mask)
     s_0 = check_number("threshold", threshold)
     check_reduction(reduction)
     if target.requires_grad:
@@ -238,7 +238,7 @@ def multilabel_pairwise_loss(
         target: Labels, 0 or 1 in any real dtype.
         scale: :math:`\gamma > 0`, multiplies the scores and the margin.
         margin: :math:`m`, by how much a positive should exceed a negative, in units of the scores.
-        mask: Boolean; False removes a label as if its column were deleted, whatever its score.
+        mask: Boolean; False removes a label as if its column were deleted, whatever its score and its target.
         reduction: ``"mean"`` over the rows, ``"sum"`` or ``"none"``.
 
     Returns:
@@ -260,8 +260,8 @@ def multilabel_pairwise_loss(
     Circle Loss paper, arXiv 2002.10857.
     """
     s = check_scores(input)
-    check_labels(target, input.shape, hard=True)
     check_mask(mask, input.shape)
+    check_labels(target, input.shape, hard=True, mask=mask)
     gamma = check_number("scale", scale, low=0, open_low=True)
     m = check_number("margin", margin)
     check_reduction(reduction)
@@ -410,15 +410,24 @@ def _two_sides(s: Tensor, t: Tensor, mask: Tensor | None, s_0: float) -> Tensor:
     """The loss of rows as its formula says, in operators that every transform of torch can follow."""
     if mask is not None:
         s, t = torch.where(mask, s, 0), t.masked_fill(~mask, 0)
-    s = s.clamp(-_FAR, _FAR)
-    if t.dtype == torch.bool:
-        neg, pos = torch.where(t, _ABSENT, s), torch.where(t, -s, _ABSENT)
-    else:  # a label of 0 or 1 is absent from one side, whatever its score: there is no 0 * inf
-        neg = torch.where(t < 1, s + torch.log1p(-t), _ABSENT)
-        pos = torch.where(t > 0, torch.log(t) - s, _ABSENT)
+    near = s.detach().clamp(-_FAR, _FAR)
+    s = s.clone()
+    s.detach().copy_(near)  # now finite, with the gradient of the copy: a wrong infinite score gets its push
+    # a label of 0 or 1 is absent from one side, whatever its score: there is no 0 * inf
+    neg, pos = torch.where(t < 1, s, _ABSENT), torch.where(t > 0, -s, _ABSENT)
     if mask is not None:
         neg = torch.where(mask, neg, _ABSENT)
-    return _softplus(torch.logsumexp(neg, -1) - s_0) + _softplus(torch.logsumexp(pos, -1) + s_0)
+    hard = t.dtype == torch.bool
+    log_neg = _log_sum(neg, None if hard else 1 - t)
+    log_pos = _log_sum(pos, None if hard else t)
+    return _softplus(log_neg - s_0) + _softplus(log_pos + s_0)
+
+
+def _log_sum(x: Tensor, w: Tensor | None) -> Tensor:
+    r""":math:`\log \sum_i w_i e^{x_i}`, from the largest :math:`x_i`: so its derivative keeps its digits."""
+    m = x.detach().amax(-1, keepdim=True)
+    x = x - m if w is None else x - m + torch.log(w).clamp(min=_ABSENT)
+    return torch.logsumexp(x, -1) + m.squeeze(-1)
 
 
 def _two_sides_of_indices(s: Tensor, index: Tensor, mask: Tensor | None, s_0: float) -> Tensor:
@@ -571,8 +580,8 @@ def _side(
 
 
 def _softplus(x: Tensor) -> Tensor:
-    """log(1 + e^x) at full precision: torch's own softplus returns x above 20."""
-    return -F.logsigmoid(-x)
+    """log(1 + e^x) at full precision: torch's own threshold is 20."""
+    return F.softplus(x, threshold=_FULL)
 
 
 # ---------------------------------------------------------------------------------------------------- other parts

@@ -135,7 +135,7 @@ def mixup(
     Args:
         input: samples :math:`x`, shape ``(B, ...)``, of a floating dtype.
         target: labels :math:`t` in [0, 1] in any real dtype, shape ``(B, ...)``; multi-hot, not class indices.
-        alpha: :math:`\alpha \ge 0`; 0 mixes nothing, 1 draws :math:`\lambda` evenly from [0, 1].
+        alpha: :math:`\alpha \ge 0`; 0 mixes nothing and draws nothing, 1 draws :math:`\lambda` evenly from [0, 1].
         generator: source of the random numbers; None for torch's own. The draws are made on its device.
 
     Returns:
@@ -162,12 +162,16 @@ def mixup(
     a = check_number("alpha", alpha, low=0.0)
     if generator is not None and not isinstance(generator, Generator):
         raise TypeError(f"generator must be a torch.Generator or None, got {describe(generator)}")
+    if a == 0:
+        return input.clone(), _soft(target.clone()), torch.ones((), device=input.device)
     device = input.device if generator is None else generator.device
     lam = _beta(a, device, generator).to(input.device, torch.float32)
     order = torch.randperm(input.shape[0], generator=generator, device=device).to(input.device)
 
     def mixed(x: Tensor) -> Tensor:
-        return torch.lerp(x[order], x, lam.to(x.dtype))
+        share = lam.to(x.dtype)
+        # no lerp: from infinity to infinity it gives NaN
+        return torch.addcmul(x[order] * (1 - share), x, share)
 
     t = _soft(target)
     half = t.dtype in (torch.float16, torch.bfloat16)
@@ -184,7 +188,8 @@ def multilabel_symmetric_kl(
         L = \sum_i (p_i - q_i)\, k\, (s_i - r_i), \qquad p = \sigma(k s), \quad q = \sigma(k r)
 
     Two passes through a network with dropout give two predictions of one sample; R-Drop adds this divergence to the
-    loss. Scores of the multi-label softmax with soft labels have :math:`k = 2`. Both arguments carry gradient.
+    loss. Scores of the multi-label softmax with soft labels have :math:`k = 2`. Both arguments carry gradient. Infinite
+    scores count as 1e30 / k in size. They take no gradient, but the other score does, a very large one: keep them out.
 
     Args:
         input: scores :math:`s`, shape ``(..., C)``.
@@ -245,8 +250,7 @@ def _check_batch(input: Tensor, target: Tensor) -> Tensor:
 def _beta(a: float, device: torch.device, generator: Generator | None) -> Tensor:
     """One draw from Beta(a, a), float64 where the device has it."""
     dtype = torch.float32 if device.type == "mps" else torch.float64
-    if a == 0:
-        return torch.ones((), dtype=dtype, device=device)
+    a = max(a, 1e-30)  # below, lambda is 0 or 1 in either case, and 1 / a might overflow
     # A draw of Gamma(a) is one of Gamma(a + 1) times u^(1/a). Small a make it underflow, so take its logarithm.
     gamma = torch._standard_gamma(torch.full((2,), a + 1, dtype=dtype, device=device), generator=generator)
     u = 1 - torch.rand(2, dtype=dtype, device=device, generator=generator)  # above 0

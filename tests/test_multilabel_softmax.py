@@ -343,6 +343,18 @@ def test_float32_differs_from_float64_by_rounding_only(soft):
     torch.testing.assert_close(single[1].double(), exact[1], rtol=1e-4, atol=1e-8)
 
 
+@pytest.mark.parametrize("soft", [False, True])
+@pytest.mark.parametrize("spread", [1e3, 1e4])
+def test_gradients_of_large_float32_scores_keep_their_digits(road, spread, soft):
+    """Labels a few units apart share the push: the sums must be measured from the largest score."""
+    s = spread * scores(20, 8, spread=1).round() + scores(20, 8, seed=5)
+    s = torch.cat((s, s + scores(20, 8, seed=6, spread=1)), -1).float()
+    t = soft_labels(20, 16).float() if soft else labels(20, 16)
+    _, grad = value_and_grad(lambda s: multilabel_softmax_loss(s, t, reduction="none"), s)
+    exact = [two_sides_slope(a, b) for a, b in zip(s.double().tolist(), t.double().tolist(), strict=True)]
+    torch.testing.assert_close(grad.double(), torch.tensor(exact, dtype=torch.float64), rtol=0, atol=1e-6)
+
+
 # --------------------------------------------------------------------------------------------- the two roads before it
 
 
@@ -480,7 +492,29 @@ def test_a_row_without_labels_has_loss_0(road, name):
         lambda s: LOSSES[name](s, labels(2, 3), mask=torch.zeros(1, dtype=torch.bool), reduction="none"), s
     )
     assert (loss == 0).all()
+    assert not loss.signbit().any()
     assert (grad == 0).all()
+
+
+JUNK = [(torch.float32, NAN), (torch.float32, 7.0), (torch.float64, -INF), (torch.int64, -100), (torch.uint8, 255)]
+
+
+@pytest.mark.parametrize("loss", [multilabel_softmax_loss, multilabel_pairwise_loss])
+@pytest.mark.parametrize(("dtype", "hidden"), JUNK)
+def test_targets_of_masked_labels_may_be_anything(road, loss, dtype, hidden):
+    s, t = scores(4, 6), labels(4, 6).to(dtype)
+    mask = labels(4, 6, seed=3, share=0.7)
+    wild = t.masked_fill(~mask, hidden)
+    before = value_and_grad(lambda s: loss(s, t, mask=mask, reduction="none"), s)
+    torch.testing.assert_close(
+        value_and_grad(lambda s: loss(s, wild, mask=mask, reduction="none"), s), before, rtol=0, atol=0
+    )
+    torch.testing.assert_close(
+        torch.vmap(lambda s, m: loss(s, wild, mask=m), in_dims=(0, None))(s.expand(2, 4, 6), mask),
+        before[0].mean().expand(2),
+    )
+    with pytest.raises(ValueError, match="target must be labels in"):
+        loss(s, wild, mask=torch.ones(1, dtype=torch.bool))
 
 
 # -------------------------------------------------------------------------------------------------------- derivatives
@@ -735,6 +769,20 @@ def test_infinitely_right_and_infinitely_wrong(road, name):
     assert grad.isfinite().all()
 
 
+@pytest.mark.parametrize("size", [1e30, INF])
+@pytest.mark.parametrize("soft", [False, True])
+def test_wrong_infinite_scores_are_pushed_like_wrong_large_ones(road, size, soft):
+    large = torch.tensor([[1e3, 1.0, 0.0], [1e3, 1e3, 0.5], [-1e3, 1.0, 0.0], [-1e3, 1e3, 0.0]])
+    t = torch.tensor([[0, 1, 0], [0, 0, 1], [1, 1, 0], [1, 0.5, 0] if soft else [1, 0, 0]])
+    t = t if soft else t.bool()
+    exact = [two_sides_slope(a, b) for a, b in zip(large.tolist(), t.double().tolist(), strict=True)]
+    s = torch.where(large.abs() == 1e3, size * large.sign(), large)
+    loss, grad = value_and_grad(lambda s: multilabel_softmax_loss(s, t, reduction="none"), s)
+    assert loss.isfinite().all()
+    torch.testing.assert_close(grad, torch.tensor(exact), rtol=1e-5, atol=1e-7)
+    assert torch.func.hessian(lambda s: multilabel_softmax_loss(s, t))(s).isfinite().all()
+
+
 @pytest.mark.parametrize("name", ["dense", "float", "sparse", "pairwise", "subset", "subset_padded"])
 @pytest.mark.parametrize("count", [0, 1])
 def test_every_negative_at_minus_infinity(road, name, count):
@@ -936,6 +984,7 @@ VALUE_ERRORS = [
     (sparse, (S, I), {"threshold": NAN}, r"threshold must be a finite number, got nan"),
     (sparse, (S, I), {"reduction": None}, r"reduction must be one of 'mean', 'sum', 'none', got None"),
     (pairs, (S, S + 0.5), {}, r"target must be 0 or 1, got 0\.5"),
+    (pairs, (S, S + torch.tensor([0.0, 0.5, 0.3])), {"mask": torch.tensor([True, False, True])}, r"0 or 1, got 0\.3"),
     (pairs, (S, Y[0]), {}, r"target must have the shape of input"),
     (pairs, (S, Y), {"scale": 0}, r"scale must be a finite number > 0, got 0"),
     (pairs, (S, Y), {"margin": NAN}, r"margin must be a finite number, got nan"),

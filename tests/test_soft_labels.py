@@ -90,7 +90,7 @@ def test_training_ends_at_the_probabilities(s_0: float) -> None:
     loss = partial(multilabel_softmax_loss, target=t, threshold=s_0)
     for _ in range(200):  # damped Newton steps
         step = torch.linalg.solve(torch.func.hessian(loss)(x), torch.func.grad(loss)(x))
-        x = x - step * min(1.0, 1.0 / step.abs().max().item())
+        x = x - step / step.abs().max().clamp(min=1)
     torch.testing.assert_close(multilabel_probabilities(x, threshold=s_0), t, rtol=1e-9, atol=0)
 
 
@@ -234,7 +234,7 @@ def test_lambda_follows_the_beta_distribution(alpha: float) -> None:
     assert len(low) == pytest.approx(1000, abs=4 * math.sqrt(500))
 
 
-@pytest.mark.parametrize("alpha", [1e-300, 1e-6, 1e-3, 1e6])
+@pytest.mark.parametrize("alpha", [5e-324, 1e-310, 1e-300, 1e-6, 1e-3, 1e6])
 def test_extreme_alphas(alpha: float) -> None:
     source = generator(0)
     draws = torch.stack([_beta(alpha, torch.device("cpu"), source) for _ in range(200)])
@@ -252,6 +252,23 @@ def test_alpha_zero_mixes_nothing() -> None:
     assert torch.equal(mixed_x, x)
     assert torch.equal(mixed_t, t)
     assert lam == 1
+    assert mixed_x.data_ptr() != x.data_ptr()
+    assert mixed_t.data_ptr() != t.data_ptr()
+    source = generator(3)
+    state = source.get_state()
+    mixup(x.fill_(INF), t, alpha=0, generator=source)
+    assert torch.equal(source.get_state(), state)
+
+
+def test_infinite_samples_stay_what_they_are() -> None:
+    x = torch.tensor([[INF, -INF, 1.0, INF]]).repeat(4, 1)
+    x[:2, 3] = 0
+    for seed in range(5):
+        mixed, _, lam = mixup(x, torch.eye(4), alpha=30, generator=generator(seed))
+        assert 0 < lam < 1
+        assert not mixed.isnan().any()
+        assert torch.equal(mixed[:, :2], x[:, :2])
+        torch.testing.assert_close(mixed[:, 2], x[:, 2])
 
 
 def test_a_generator_decides_and_nothing_else() -> None:
