@@ -189,3 +189,41 @@ FLIPS: dict[str, tuple[str, str]] = {
     "emo": ("return (p * c).sum(-1)", "return -(p * c).sum(-1)"),
     "focal": ("weighted(-q.pow(g) * minus_bce, t)", "weighted(q.pow(g) * minus_bce, t)"),
 }
+
+
+# ---------------------------------------------------------------- the page that leads to a loss
+
+CHOOSING = (ROOT / "chapters" / "choosing.md").read_text(encoding="utf-8")
+LINES = sorted(set(re.findall(r"`([^`]*\w\([^`]*\))`", CHOOSING)))
+
+
+def bench():
+    """What the lines of code of the page speak of, with the imports that it shows."""
+    space: dict = {}
+    exec("\n".join(PYTHON.findall(CHOOSING)), space)
+    torch, rows, n, size = space["torch"], 4, 6, 3
+    index = torch.tensor([[0, 3], [1, -100], [2, 5], [4, -100]])
+    t = torch.zeros(rows, n + 1).scatter(1, index % (n + 1), 1)[:, :n]
+    space |= {"s": torch.randn(rows, n), "r": torch.randn(rows, n), "t": t, "index": index, "x": torch.randn(rows, 2)}
+    space |= {"y": torch.arange(rows), "e": torch.randn(rows, size), "h": torch.randn(rows, size), "size": size}
+    space |= {"weight": torch.randn(n, size), "vectors": torch.randn(n, size), "groups": n}
+    exec("classifier = CosineClassifier(size, groups)", space)
+    return space
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_the_lines_of_the_choosing_page_run(line):
+    space = bench()
+    before = set(space)
+    exec(f"result = {line}" if "=" not in line.split("(")[0] else line, space)
+    made = [space[name] for name in ("result", *(set(space) - before)) if name in space]
+    assert all(x.isfinite().all() for x in made if isinstance(x, space["torch"].Tensor))
+
+
+def test_the_choosing_page_uses_every_import_and_links_every_chapter():
+    (imports,) = PYTHON.findall(CHOOSING)
+    table = CHOOSING[CHOOSING.rindex("```") :]
+    for name in re.findall(r"\b[a-z]\w*_\w+|CosineClassifier|mixup\b", re.sub(r"from \S+ import", "", imports)):
+        assert name in table or name in ("torch",), name
+    for chapter in all_chapters():
+        assert f"({chapter.slug}.md)" in table

@@ -772,6 +772,26 @@ def test_memory(form, shape):
         assert peak_ratio(lambda s: sparse_multilabel_softmax_loss(s, index), s) <= 2.5
 
 
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("labels", ["hard", "soft"])
+@pytest.mark.parametrize("s_0", [0.0, 0.7])
+def test_blocks_of_many_rows_are_the_formula(s_0, labels, masked):
+    """So many scores are worked on in blocks: every row has its own loss and gradient there."""
+    s = torch.randn(700, 100, dtype=torch.float64, requires_grad=True)
+    t = torch.rand(700, 100, dtype=torch.float64)
+    t = t if labels == "soft" else (t < 0.1).double()
+    mask = torch.rand(700, 100) < 0.8 if masked else torch.ones(700, 100, dtype=torch.bool)
+    negatives = math.exp(s_0) + (mask * (1 - t) * s.exp()).sum(-1)
+    positives = math.exp(-s_0) + (mask * t * (-s).exp()).sum(-1)
+    wanted = negatives.log() + positives.log()
+    target = t if labels == "soft" else t.bool()
+    loss = multilabel_softmax_loss(s, target, mask=mask if masked else None, threshold=s_0, reduction="none")
+    torch.testing.assert_close(loss, wanted, rtol=1e-12, atol=1e-12)
+    weights = torch.rand(700, dtype=torch.float64)
+    ours, slow = (torch.autograd.grad((weights * x).sum(), s)[0] for x in (loss, wanted))
+    torch.testing.assert_close(ours, slow, rtol=1e-11, atol=1e-14)
+
+
 @pytest.mark.parametrize("labels", ["hard", "soft"])
 @pytest.mark.parametrize(
     "shape", [(256, 80), (64, 512), (1, 32_768), (1, 20_000), (2, 200_000), (1, 300_000), (64, 9605)]

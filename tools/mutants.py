@@ -2,8 +2,9 @@
 
 ``python -m tools.mutants [slug ...]`` (or ``make mutants``) changes ``lossbook/<slug>.py`` with the operators of
 cosmic-ray and runs ``tests/test_<slug>.py`` on each change. What no test notices is a survivor. Survivors are written
-to ``tests/mutants/<slug>.toml``, each with a reason that a person adds: why the change cannot be seen, or why no test
-asks. The command ends with 1 while a survivor has no reason.
+to ``tests/mutants/<slug>.toml``, each with a reason that a person adds. ``equivalent = true`` says that the change
+changes no result: what is left out anyway, or a number that decides on speed and memory alone. The others are open.
+The command ends with 1 while a survivor has no reason.
 
 cosmic-ray's own runner starts Python anew for each change, which takes longer than most tests here, since torch loads
 for seconds. So the changes run in children of one process that has loaded torch already. A child meets the tests that
@@ -23,6 +24,7 @@ import signal
 import sys
 import tempfile
 import types
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -196,8 +198,11 @@ def quiet() -> None:
 # ------------------------------------------------------------------------------------------------------- the command
 
 
-def judge(slug: str, jobs: int, part: float) -> bool:
-    """Try every mutant of a module and write the survivors down; whether each has its reason."""
+def judge(slug: str, jobs: int, part: float, *, again: bool = False) -> bool:
+    """Try the mutants of a module and write the survivors down; whether each has its reason.
+
+    ``part`` is the share of them that are tried. ``again`` tries those alone that survived the last time.
+    """
     from tqdm import tqdm
 
     context = multiprocessing.get_context("fork")
@@ -223,35 +228,47 @@ def judge(slug: str, jobs: int, part: float) -> bool:
         child.join()
         return child.exitcode == SURVIVED
 
+    path = FOLDER / f"{slug}.toml"
+    record = tomllib.loads(path.read_text(encoding="utf-8")) if path.exists() else {"survivor": []}
+    reasons = {(s["before"], s["after"]): s for s in record["survivor"] if s["reason"]}
     possible = list(mutants(source))
     tried = possible[:: round(1 / part)]
+    head = [
+        f"possible = {len(possible)}",
+        f"mutants = {len(tried)}" + (f"  # every {round(1 / part)}th" if part < 1 else ""),
+    ]
+    total = len(tried)
+    if again:
+        head = [
+            line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith(("possible", "mutants"))
+        ]
+        total = record["mutants"]
+        left = Counter((s["before"], s["after"]) for s in record["survivor"])
+        tried = []
+        for mutant in possible:
+            if left[mutant.before, mutant.after] > 0:
+                left[mutant.before, mutant.after] -= 1
+                tried.append(mutant)
     with ThreadPoolExecutor(jobs) as pool:
         alive = list(tqdm(pool.map(survives, tried), total=len(tried), desc=slug, unit="mutant"))
     survivors = [mutant for mutant, lives in zip(tried, alive, strict=True) if lives]
 
-    path = FOLDER / f"{slug}.toml"
-    known = tomllib.loads(path.read_text(encoding="utf-8"))["survivor"] if path.exists() else []
-    reasons = {(s["before"], s["after"]): s["reason"] for s in known}
     words = [
         f"# Written by `python -m tools.mutants {slug}`; the reasons are written by people.",
-        f"possible = {len(possible)}",
-        f"mutants = {len(tried)}  # every {round(1 / part)}th" if part < 1 else f"mutants = {len(tried)}",
-        f"noticed = {len(tried) - len(survivors)}",
+        *head,
+        f"noticed = {total - len(survivors)}",
         *([] if survivors else ["survivor = []"]),
     ]
     for mutant in survivors:
-        entry = {
-            "before": mutant.before,
-            "after": mutant.after,
-            "reason": reasons.get((mutant.before, mutant.after), ""),
-        }
-        # a JSON string is a TOML string
-        words += ["", "[[survivor]]", *(f"{key} = {json.dumps(text)}" for key, text in entry.items())]
+        judged = reasons.get((mutant.before, mutant.after), {"equivalent": False, "reason": ""})
+        entry = {"before": mutant.before, "after": mutant.after, **judged}
+        # a string or a truth value of JSON is one of TOML
+        words += ["", "[[survivor]]", *(f"{key} = {json.dumps(value)}" for key, value in entry.items())]
     FOLDER.mkdir(exist_ok=True)
     path.write_text("\n".join(words) + "\n", encoding="utf-8")
     open_ones = sum((m.before, m.after) not in reasons for m in survivors)
-    share = 1 - len(survivors) / len(tried)
-    print(f"{slug}: {len(tried)} mutants, {share:.1%} noticed, {len(survivors)} survive, {open_ones} without a reason")
+    share = 1 - len(survivors) / total
+    print(f"{slug}: {total} mutants, {share:.1%} noticed, {len(survivors)} survive, {open_ones} without a reason")
     return open_ones == 0
 
 
@@ -260,6 +277,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tools.mutants", description=__doc__.split("\n\n")[0])
     parser.add_argument("slugs", nargs="*", default=SLUGS, help="modules (default: all six)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="children at a time")
+    parser.add_argument("--again", action="store_true", help="try those alone that survived the last time")
     parser.add_argument("--part", type=float, default=1.0, help="share of the mutants to try (1)")
     options = parser.parse_args()
     os.chdir(ROOT)
@@ -267,7 +285,7 @@ def main() -> None:
     import torch
 
     torch.set_num_threads(1)
-    results = [judge(slug, options.jobs, options.part) for slug in options.slugs]
+    results = [judge(slug, options.jobs, options.part, again=options.again) for slug in options.slugs]
     sys.exit(0 if all(results) else 1)
 
 
