@@ -44,6 +44,7 @@ from lossbook._common import (
     describe,
     eager,
     reduce_loss,
+    values_readable,
 )
 
 __all__ = [
@@ -61,6 +62,10 @@ __all__ = [
 
 # infinite scores count as this: 0 * inf would be NaN where a label of 0 meets a score of -inf
 _FAR = 1e30
+# farther from 0 than every score: where no other class may be found
+_BEYOND = 1e32
+# float32 rounds an error near 1 by 6e-8, and its power by so much times gamma
+_MOST_GAMMA = 1e3
 # So many scores are worked on at once: a sixteenth of all, so that the dozen temporaries of a piece take little room,
 # but no fewer than keep a core busy and no more than its cache holds. An accelerator wants larger pieces.
 _PIECE = {"cpu": (2**14, 2**19)}
@@ -183,13 +188,13 @@ def sigmoid_focal_loss(
             \bigl(-t \log p - (1 - t) \log (1 - p)\bigr), \qquad
         p = \sigma(s), \quad p_t = p\, t + (1 - p)(1 - t)
 
-    Without ``alpha`` the first factor is 1. Value, gradient and Hessian stay finite for every :math:`\gamma \ge 0` and
-    every finite score.
+    Without ``alpha`` the first factor is 1. Value, gradient and Hessian stay finite for every :math:`\gamma` and every
+    finite score.
 
     Args:
         input: scores :math:`s`, any shape.
         target: labels :math:`t` in [0, 1] in any dtype, the shape of ``input``; values between are soft labels.
-        gamma: the power :math:`\gamma \ge 0`; 0 gives cross-entropy.
+        gamma: the power :math:`\gamma` in [0, 1000]; 0 gives cross-entropy.
         alpha: weight of the positive label in [0, 1], the negative one gets ``1 - alpha``; None for no weights.
         reduction: ``"mean"`` over all elements, ``"sum"`` or ``"none"``.
 
@@ -212,7 +217,7 @@ def sigmoid_focal_loss(
     Equation :eq:`focal-loss` of the chapter. Source: Su Jianlin, scientific spaces 4733 (2017); focal loss, arXiv
     1708.02002.
     """
-    g = check_number("gamma", gamma, low=0.0)
+    g = check_number("gamma", gamma, low=0.0, high=_MOST_GAMMA)
     a = None if alpha is None else check_number("alpha", alpha, low=0.0, high=1.0)
 
     def weighted(loss: Tensor, t: Tensor) -> Tensor:
@@ -258,8 +263,8 @@ def softmax_focal_loss(
     Args:
         input: scores :math:`s`, shape ``(..., C)``.
         target: class indices :math:`t`, shape ``(...)``.
-        gamma: the power :math:`\gamma \ge 0`; 0 gives cross-entropy.
-        weight: a weight :math:`w` per class, shape ``(C,)``; None for ones.
+        gamma: the power :math:`\gamma` in [0, 1000]; 0 gives cross-entropy.
+        weight: a weight :math:`w \ge 0` per class, shape ``(C,)``; None for ones.
         ignore_index: rows with this target are left out.
         reduction: ``"mean"`` over the rows that count (their number, not the sum of their weights), ``"sum"`` or
             ``"none"``.
@@ -271,8 +276,9 @@ def softmax_focal_loss(
     Raises:
         TypeError: ``input`` or ``weight`` is not a floating tensor, ``target`` is not of an integer dtype, or ``gamma``
             is no number.
-        ValueError: shapes do not fit, an index lies outside [0, C), or an option is out of range. The values of
-            ``target`` are checked on CPU tensors only: on an accelerator the check would wait for the device.
+        ValueError: shapes do not fit, an index lies outside [0, C), a weight is negative or not finite, or an option is
+            out of range. The values of ``target`` and ``weight`` are checked on CPU tensors only: on an accelerator the
+            check would wait for the device.
 
     Example:
         >>> s = torch.tensor([[2.0, 1.0, 0.0], [2.0, 1.0, 0.0]])
@@ -282,7 +288,7 @@ def softmax_focal_loss(
     Equation :eq:`focal-softmax` of the chapter. Source: Su Jianlin, scientific spaces 4733 (2017); focal loss, arXiv
     1708.02002.
     """
-    g = check_number("gamma", gamma, low=0.0)
+    g = check_number("gamma", gamma, low=0.0, high=_MOST_GAMMA)
     check_reduction(reduction)
     dtype = _dtype(input, rows=True)
     classes = _classes(input)
@@ -340,7 +346,8 @@ def soft_truncated_cross_entropy(
     counted = check_index_target(target, tuple(input.shape[:-1]), _classes(input), ignore_index)
     index = target.long().masked_fill(~counted, 0)
     z, turned = _rest_margins(input, index, counted, (1.0, -k), dtype)
-    loss = torch.sigmoid(-turned) * _softplus(z)
+    # sigmoid(-turned) as an exponential: its derivative is not taken from 1 minus a number that has rounded to 1
+    loss = torch.exp(-_softplus(turned)) * _softplus(z)
     return reduce_loss(loss.masked_fill(~counted, 0), reduction, counted)
 
 
@@ -363,12 +370,16 @@ def _classes(input: Tensor) -> int:
 
 
 def _check_weight(weight: Tensor, classes: int | None = None) -> None:
-    """Raise unless there is a real weight for every class."""
+    """Raise unless there is a real weight for every class; values are looked at only where that waits for no device."""
     if not isinstance(weight, Tensor) or not weight.is_floating_point():
         raise TypeError(f"weight must be a floating tensor with one weight per class, got {describe(weight)}")
     if weight.dim() != 1 or classes not in (None, weight.numel()):
         shape = "(C,)" if classes is None else f"({classes},)"
         raise ValueError(f"weight must have one weight per class, shape {shape}, got {describe(weight)}")
+    if values_readable(weight):
+        wrong = ~(weight.isfinite() & (weight >= 0))
+        if bool(wrong.any()):
+            raise ValueError(f"weight must hold finite numbers >= 0, got {weight.detach()[wrong][0].item():g}")
 
 
 def _softplus(x: Tensor) -> Tensor:
@@ -464,29 +475,41 @@ class _Elementwise(Function):
 def _rest_margins(
     input: Tensor, index: Tensor, counted: Tensor, scales: tuple[float, ...], dtype: torch.dtype
 ) -> tuple[Tensor, ...]:
-    r"""How far the other classes lie above the wanted one, at each scale k: log(sum_(i != t) e^(k s_i)) - k s_t.
+    r"""How far the other classes lie above the wanted one, at each scale k: log(sum_(i != t) e^(k (s_i - s_t))).
 
     Softmax against the rest is a sigmoid: with z this margin, softmax(k s)_t = sigmoid(-z). 0 at ignored rows.
     """
     at, row = index.unsqueeze(-1), counted.unsqueeze(-1)
+    if input.shape[-1] == 1:  # no other class: below every score, with zero gradient
+        none = input.masked_fill(~row, 0).squeeze(-1).to(dtype).clamp(-_BEYOND, -_BEYOND)
+        return (none,) * len(scales)
     if eager(input, index):
         z: Tensor = _RestMargins.apply(input, at, row, scales, dtype)  # type: ignore[no-untyped-call]
     else:
-        s = input.masked_fill(~row, 0)
-        z = torch.cat([_rest_margin(_scaled(s, k, dtype), at)[0] for k in scales], -1)
+        s = input.masked_fill(~row, 0).to(dtype).clamp(-_FAR, _FAR)
+        z = torch.cat([_rest_margin(*_rivals(s, at, k)) for k in scales], -1)
     return z.masked_fill(~row, 0).unbind(-1)
 
 
-def _scaled(s: Tensor, k: float, dtype: torch.dtype) -> Tensor:
-    """k s, finite."""
-    s = s.to(dtype).clamp(-_FAR, _FAR)
-    return s if k == 1 else s.mul(k).clamp(-_FAR, _FAR)
+def _rivals(s: Tensor, at: Tensor, k: float) -> tuple[Tensor, Tensor]:
+    r"""k (s_i - top) of the other classes, far below 0 at the wanted one, and k (top - s_t).
+
+    ``top`` is the score of the other class with the largest k s. Scores are subtracted before anything else is done to
+    them, and never from a number that has been rounded: neither a common offset nor a far class costs digits.
+    """
+    others = s.scatter(-1, at, -_BEYOND if k >= 0 else _BEYOND)
+    top = others.detach().amax(-1, keepdim=True) if k >= 0 else others.detach().amin(-1, keepdim=True)
+    x, gap = others.sub_(top), top - s.gather(-1, at)
+    if k != 1:
+        x, gap = x.mul_(k), gap.mul(k).clamp(-_FAR, _FAR)
+    if abs(k) * _BEYOND < 1e4:  # so small a factor brings the wanted class back
+        x = x.scatter(-1, at, -math.inf)
+    return x, gap
 
 
-def _rest_margin(x: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
-    """The margin of the rest of one set of scores, and the rest's log-sum-exp; both (..., 1)."""
-    rest = torch.logsumexp(x.scatter(-1, at, -_FAR), -1, keepdim=True)
-    return rest - x.gather(-1, at), rest
+def _rest_margin(rivals: Tensor, gap: Tensor) -> Tensor:
+    """The margin of the rest, (..., 1)."""
+    return gap + rivals.exp_().sum(-1, keepdim=True).log()
 
 
 def _row_pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
@@ -498,7 +521,7 @@ def _row_pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
 class _RestMargins(Function):
     """The margins of the rest, a piece of the rows at a time.
 
-    Holds its arguments and one number per row and scale between forward and backward.
+    Holds nothing but its arguments between forward and backward.
     """
 
     @staticmethod
@@ -506,33 +529,33 @@ class _RestMargins(Function):
         ctx: Any, input: Tensor, at: Tensor, row: Tensor, scales: tuple[float, ...], dtype: torch.dtype
     ) -> Tensor:
         z = torch.empty((*input.shape[:-1], len(scales)), dtype=dtype, device=input.device)
-        rest = torch.empty_like(z)
-        for s, at_part, z_part, rest_part in _row_pieces(input, at, z, rest):
+        for s, at_part, z_part in _row_pieces(input, at, z):
+            s = s.to(dtype).clamp(-_FAR, _FAR)
             for j, k in enumerate(scales):
-                z_part[:, j : j + 1], rest_part[:, j : j + 1] = _rest_margin(_scaled(s, k, dtype), at_part)
-        ctx.save_for_backward(input, at, row, rest)
+                z_part[:, j : j + 1] = _rest_margin(*_rivals(s, at_part, k))
+        ctx.save_for_backward(input, at, row)
         ctx.scales, ctx.dtype = scales, dtype
         return z
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         (grad_output,) = grad_outputs
-        input, at, row, rest = ctx.saved_tensors
+        input, at, row = ctx.saved_tensors
         scales, dtype = ctx.scales, ctx.dtype
         if torch.is_grad_enabled() or not eager(grad_output):
             # a second derivative may follow: the same softmax of the rest in operators that autograd follows
-            s, columns = input.masked_fill(~row, 0), grad_output.unsqueeze(-2).unbind(-1)
-            shares = (
-                torch.softmax(_scaled(s, k, dtype).scatter(-1, at, -_FAR), -1).scatter(-1, at, -1.0) for k in scales
-            )
+            s = input.masked_fill(~row, 0).to(dtype).clamp(-_FAR, _FAR)
+            columns = grad_output.unsqueeze(-2).unbind(-1)
+            shares = [torch.softmax(_rivals(s, at, k)[0], -1).scatter(-1, at, -1.0) for k in scales]
             parts = [k * share * c for k, share, c in zip(scales, shares, columns, strict=True)]
             grad = torch.stack(parts).sum(0).masked_fill(~row, 0).to(input.dtype)
         else:
             grad = torch.empty(input.shape, dtype=input.dtype, device=input.device)
-            for part, s, at_part, row_part, rest_part, c in _row_pieces(grad, input, at, row, rest, grad_output):
+            for part, s, at_part, row_part, c in _row_pieces(grad, input, at, row, grad_output):
+                s = s.to(dtype).clamp(-_FAR, _FAR)
                 total = torch.zeros((), dtype=dtype, device=input.device)
                 for j, k in enumerate(scales):
-                    share = (_scaled(s, k, dtype) - rest_part[:, j : j + 1]).exp_().scatter_(-1, at_part, -1.0)
+                    share = torch.softmax(_rivals(s, at_part, k)[0], -1).scatter_(-1, at_part, -1.0)
                     total = total + share.mul_(k * c[:, j : j + 1])
                 part.copy_(total.masked_fill_(~row_part, 0))
         return grad, None, None, None, None
@@ -580,7 +603,7 @@ class SigmoidFocalLoss(nn.Module):
     def __init__(self, *, gamma: float = 2.0, alpha: float | None = None, reduction: str = "mean") -> None:
         super().__init__()
         check_reduction(reduction)
-        self.gamma = check_number("gamma", gamma, low=0.0)
+        self.gamma = check_number("gamma", gamma, low=0.0, high=_MOST_GAMMA)
         self.alpha = None if alpha is None else check_number("alpha", alpha, low=0.0, high=1.0)
         self.reduction = reduction
 
@@ -610,7 +633,7 @@ class SoftmaxFocalLoss(nn.Module):
         check_reduction(reduction)
         if weight is not None:
             _check_weight(weight)
-        self.gamma = check_number("gamma", gamma, low=0.0)
+        self.gamma = check_number("gamma", gamma, low=0.0, high=_MOST_GAMMA)
         self.ignore_index = ignore_index
         self.reduction = reduction
         self.register_buffer("weight", weight)

@@ -254,6 +254,114 @@ def test_softmax_losses_to_the_second_derivative(
                 assert_near(second.flatten(), hessian, 64 * eps, 512 * eps)
 
 
+def row_gradients(loss: Callable[[Tensor], Tensor], s: Tensor) -> list[Tensor]:
+    """The gradient on each road through the code: backward, backward with a graph, torch.func."""
+    x, y = s.clone().requires_grad_(), s.clone().requires_grad_()
+    (lean,) = torch.autograd.grad(loss(x).sum(), x)
+    (followed,) = torch.autograd.grad(loss(y).sum(), y, create_graph=True)
+    return [lean, followed.detach(), torch.func.grad(lambda x: loss(x).sum())(s)]
+
+
+@pytest.mark.parametrize("offset", [2.0**20, -(2.0**20)])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize(("loss", "reference"), SOFTMAX)
+def test_softmax_forms_keep_their_digits_at_a_large_offset(
+    loss: Callable[..., Tensor], reference: Callable[..., mp.mpf], dtype: torch.dtype, offset: float
+) -> None:
+    s, eps = torch.tensor(ROWS[0], dtype=dtype), torch.finfo(dtype).eps
+    moved = s + offset
+    assert torch.equal(moved - offset, s)
+    for t in range(4):
+        value, gradient, _ = softmax_reference(reference, ROWS[0], t)
+        ours = partial(loss, target=torch.tensor(t))
+        assert_near(ours(moved)[None], [value], 64 * eps, 0)
+        for got in row_gradients(ours, moved):
+            assert_near(got, gradient, 64 * eps, 64 * eps)
+            assert abs(got.sum()) <= 8 * eps
+
+
+@pytest.mark.parametrize("level", [0.0, 1e4, -1e4, 1e7, 1e8, -1e9, 1e16, 1e30, -1e30, INF, -INF])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize(("loss", "reference"), SOFTMAX)
+def test_equal_scores_share_alike_at_every_level(
+    loss: Callable[..., Tensor], reference: Callable[..., mp.mpf], dtype: torch.dtype, level: float
+) -> None:
+    value, gradient, _ = softmax_reference(reference, (0.0, 0.0, 0.0), 1)
+    s, eps = torch.full((3,), level, dtype=dtype), torch.finfo(dtype).eps
+    ours = partial(loss, target=torch.tensor(1))
+    assert_near(ours(s)[None], [value], 8 * eps, 0)
+    roads = row_gradients(ours, s)
+    for got in roads if math.isfinite(level) else roads[:2]:
+        assert_near(got, gradient, 16 * eps, 0)
+
+
+FAR_APART = pytest.mark.parametrize(
+    "row",
+    [
+        (1e7, 1e7, 0.0, 0.0),
+        (-1e9, 0.25, -1e9, 2.0),
+        (-1e9, -1e9, -1e9, -1e9 + 512),
+        (1e10, -40.0, 1e10, 0.5),
+        (3.0, -1e4, 1e4, 1e4),
+    ],
+)
+
+
+@FAR_APART
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("gamma", [0, 0.5, 2])
+def test_rivals_far_above_share_the_gradient(gamma: float, dtype: torch.dtype, row: tuple[float, ...]) -> None:
+    s, eps = torch.tensor(row, dtype=dtype), torch.finfo(dtype).eps
+    with mp.workdps(60):
+        scores = [mp.mpf(x) for x in s.tolist()]
+        for t in range(4):
+            others = [mp.exp(x - scores[t]) for i, x in enumerate(scores) if i != t]
+            z = mp.log(mp.fsum(others))
+            error = mp_sigmoid(z)
+            push = error**gamma * (error + gamma * (1 - error) * mp_softplus(z))
+            gradient = [push * mp.exp(x - scores[t]) / mp.fsum(others) for x in scores]
+            gradient[t] = -push
+            ours = partial(softmax_focal_loss, target=torch.tensor(t), gamma=gamma)
+            assert_near(ours(s)[None], [error**gamma * mp_softplus(z)], 64 * eps, 1e-30)
+            for got in row_gradients(ours, s):
+                assert_near(got, gradient, 64 * eps, 1e-30)
+
+
+@FAR_APART
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_far_classes_in_the_soft_form(dtype: torch.dtype, row: tuple[float, ...]) -> None:
+    k, s, eps = 0.5, torch.tensor(row, dtype=dtype), torch.finfo(dtype).eps
+    with mp.workdps(60):
+        scores = [mp.mpf(x) for x in s.tolist()]
+        for t in range(4):
+            others = [mp.exp(x - scores[t]) if i != t else mp.mpf(0) for i, x in enumerate(scores)]
+            turned = [mp.exp(k * (scores[t] - x)) if i != t else mp.mpf(0) for i, x in enumerate(scores)]
+            z, r = mp.log(mp.fsum(others)), 1 / (1 + mp.fsum(turned))
+            push, peak = r * mp_sigmoid(z), r * (1 - r) * k * mp_softplus(z)
+            gradient = [
+                push * a / mp.fsum(others) + peak * b / mp.fsum(turned) for a, b in zip(others, turned, strict=True)
+            ]
+            gradient[t] = -push - peak
+            ours = partial(soft_truncated_cross_entropy, target=torch.tensor(t), sharpness=k)
+            assert_near(ours(s)[None], [r * mp_softplus(z)], 64 * eps, 1e-30)
+            for got in row_gradients(ours, s):
+                assert_near(got, gradient, 64 * eps, 1e-25)
+
+
+@pytest.mark.parametrize("k", [1e-35, 1e-28, 1e-20])
+def test_a_tiny_sharpness_is_none(k: float) -> None:
+    s, t = example(soft_truncated_cross_entropy)
+    torch.testing.assert_close(
+        soft_truncated_cross_entropy(s, t, sharpness=k), soft_truncated_cross_entropy(s, t, sharpness=0)
+    )
+
+
+def test_a_huge_sharpness_on_equal_scores() -> None:
+    for level in (0.0, -1e30, 5.0):
+        value = soft_truncated_cross_entropy(torch.full((3,), level), torch.tensor(0), sharpness=1e30)
+        torch.testing.assert_close(value.item(), math.log(3) / 3)
+
+
 def test_focal_and_soft_truncation_meet_at_one() -> None:
     s = torch.linspace(-30, 30, 201, dtype=torch.float64)
     for y in (torch.zeros(201), torch.ones(201)):
@@ -326,12 +434,11 @@ def test_two_classes_are_one_difference() -> None:
 
 def test_one_class_is_always_right() -> None:
     for loss in (softmax_focal_loss, soft_truncated_cross_entropy):
-        s = torch.tensor([[3.0], [-1e4]], requires_grad=True)
-        value = loss(s, torch.tensor([0, 0]))
-        value.backward()
-        assert value == 0
-        assert s.grad is not None
-        assert (s.grad == 0).all()
+        s = torch.tensor([[3.0], [-1e4], [-1e9], [-1e30], [1e30], [-1e38], [INF], [-INF]])
+        ours = partial(loss, target=torch.zeros(8, dtype=torch.long), reduction="none")
+        assert (ours(s) == 0).all()
+        for grad in row_gradients(ours, s):
+            assert (grad == 0).all()
 
 
 def test_class_weights_multiply_and_the_mean_counts_rows() -> None:
@@ -357,6 +464,28 @@ def example(loss: Callable[..., Tensor], shape: tuple[int, ...] = (6, 5), seed: 
         return s, torch.randint(shape[-1], shape[:-1], generator=generator)
     t = torch.rand(shape, generator=generator, dtype=torch.float64)
     return s, t if loss is sigmoid_focal_loss else t.round()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("loss", [sigmoid_focal_loss, softmax_focal_loss])
+def test_the_largest_exponent_gives_numbers(loss: Callable[..., Tensor], dtype: torch.dtype) -> None:
+    s, t = example(loss)
+    s, t = torch.cat([s, 10 * s, 1e4 * s]).to(dtype), torch.cat([t, t, t])
+    for grad in row_gradients(lambda x: loss(x, t, gamma=1000), s):
+        assert torch.isfinite(grad).all()
+    assert torch.isfinite(loss(s, t, gamma=1000))
+    with pytest.raises(ValueError, match="gamma must be a finite number >= 0 and <= 1000, got 2e\\+38"):
+        loss(s, t, gamma=2e38)
+
+
+@pytest.mark.parametrize("bad", [NAN, INF, -INF, -0.5])
+def test_class_weights_are_finite_and_not_negative(bad: float) -> None:
+    w = torch.tensor([1.0, 0.0, bad, 2.0, 1.0], requires_grad=True)
+    s, t = example(softmax_focal_loss)
+    for made in (lambda: softmax_focal_loss(s, t, weight=w), lambda: SoftmaxFocalLoss(weight=w.detach())):
+        with pytest.raises(ValueError, match=f"weight must hold finite numbers >= 0, got {bad:g}"):
+            made()
+    softmax_focal_loss(s, t, weight=w.detach().nan_to_num(0, 0, 0).clamp(min=0))
 
 
 @pytest.mark.parametrize("loss", ALL)
@@ -765,11 +894,17 @@ ERRORS = [
     (hard_truncated_bce, (S, Y), {"margin": "x"}, TypeError, "margin must be a number, got str 'x'"),
     (soft_truncated_bce, (S, Y), {"sharpness": -1}, ValueError, "sharpness must be a finite number >= 0, got -1"),
     (soft_truncated_bce, (S, Y), {"sharpness": INF}, ValueError, "sharpness must be a finite number >= 0, got inf"),
-    (sigmoid_focal_loss, (S, Y), {"gamma": -1}, ValueError, "gamma must be a finite number >= 0, got -1"),
+    (sigmoid_focal_loss, (S, Y), {"gamma": -1}, ValueError, "gamma must be a finite number >= 0 and <= 1000, got -1"),
     (sigmoid_focal_loss, (S, Y), {"gamma": None}, TypeError, "gamma must be a number, got NoneType None"),
     (sigmoid_focal_loss, (S, Y), {"alpha": 2}, ValueError, "alpha must be a finite number >= 0 and <= 1, got 2"),
     (sigmoid_focal_loss, (S, Y), {"alpha": -1}, ValueError, "alpha must be a finite number >= 0 and <= 1, got -1"),
-    (softmax_focal_loss, (S, T), {"gamma": -0.5}, ValueError, "gamma must be a finite number >= 0, got -0.5"),
+    (
+        softmax_focal_loss,
+        (S, T),
+        {"gamma": -0.5},
+        ValueError,
+        "gamma must be a finite number >= 0 and <= 1000, got -0.5",
+    ),
     (
         softmax_focal_loss,
         (S, T),
