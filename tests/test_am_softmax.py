@@ -199,7 +199,7 @@ def test_the_angular_margin_never_pulls_the_wrong_way_beside_a_rounded_border(dt
     assert (slope >= -1e-7).all()
     for c, got in zip(cosine.tolist(), slope.tolist(), strict=True):
         theta = math.acos(c)
-        right = math.sin(theta + m) / math.sin(theta) if 1e-9 < math.pi - theta - m else None
+        right = math.sin(theta + m) / math.sin(theta) if math.pi - theta - m > 1e-9 else None
         if right is not None and math.sin(theta) > 1e-2 * m:
             assert got == pytest.approx(right, rel=2e-2, abs=1e-4)
 
