@@ -83,6 +83,13 @@ def check_scores(input: Tensor, *, name: str = "input", rows: bool = True) -> Te
     return input.float() if input.dtype in (torch.float16, torch.bfloat16) else input
 
 
+def check_ignore_index(ignore_index: int) -> int:
+    """``ignore_index``, or a TypeError unless it is an int."""
+    if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
+        raise TypeError(f"ignore_index must be an integer, got {describe(ignore_index)}")
+    return ignore_index
+
+
 def check_index_target(
     target: Tensor, rows: tuple[int, ...], num_classes: int, ignore_index: int | None, *, name: str = "target"
 ) -> Tensor:
@@ -90,6 +97,8 @@ def check_index_target(
 
     With ``ignore_index=None`` every row counts.
     """
+    if ignore_index is not None:
+        check_ignore_index(ignore_index)
     if not isinstance(target, Tensor):
         raise TypeError(f"{name} must be a tensor of class indices, got {describe(target)}")
     if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:

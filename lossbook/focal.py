@@ -289,7 +289,7 @@ def softmax_focal_loss(
     counted = check_index_target(target, tuple(input.shape[:-1]), classes, ignore_index)
     if weight is not None:
         _check_weight(weight, classes)
-    index = target.masked_fill(~counted, 0).long()
+    index = target.long().masked_fill(~counted, 0)
     (z,) = _rest_margins(input, index, counted, (1.0,), dtype)
     # (1 - p_t)^gamma as an exponential: its derivatives hold no negative power of an error that has rounded to 0
     loss = torch.exp(-g * _softplus(-z)) * _softplus(z)
@@ -338,7 +338,7 @@ def soft_truncated_cross_entropy(
     check_reduction(reduction)
     dtype = _dtype(input, rows=True)
     counted = check_index_target(target, tuple(input.shape[:-1]), _classes(input), ignore_index)
-    index = target.masked_fill(~counted, 0).long()
+    index = target.long().masked_fill(~counted, 0)
     z, turned = _rest_margins(input, index, counted, (1.0, -k), dtype)
     loss = torch.sigmoid(-turned) * _softplus(z)
     return reduce_loss(loss.masked_fill(~counted, 0), reduction, counted)

@@ -37,6 +37,7 @@ from torch.autograd import Function
 from torch.nn import functional as F
 
 from lossbook._common import (
+    check_ignore_index,
     check_index_target,
     check_labels,
     check_mask,
@@ -617,8 +618,7 @@ def _given(mask: Tensor | None) -> tuple[Tensor, ...]:
 
 def _check_index(index: Tensor, shape: tuple[int, ...], ignore_index: int) -> Tensor:
     """The indices as int64 with C in place of padding, at least one per row, or an error that names the argument."""
-    if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
-        raise TypeError(f"ignore_index must be an integer, got {describe(ignore_index)}")
+    check_ignore_index(ignore_index)
     *rows, C = shape
     if isinstance(index, Tensor) and (index.dim() != len(shape) or list(index.shape[:-1]) != rows):
         wanted = ", ".join([*map(str, rows), "k"])
@@ -666,9 +666,7 @@ class SparseMultilabelSoftmaxLoss(nn.Module):
     def __init__(self, *, threshold: float = 0.0, ignore_index: int = -100, reduction: str = "mean") -> None:
         super().__init__()
         self.threshold = check_number("threshold", threshold)
-        if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
-            raise TypeError(f"ignore_index must be an integer, got {describe(ignore_index)}")
-        self.ignore_index = ignore_index
+        self.ignore_index = check_ignore_index(ignore_index)
         check_reduction(reduction)
         self.reduction = reduction
 

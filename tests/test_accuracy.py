@@ -256,6 +256,46 @@ def test_an_infinite_loss_is_infinite_and_has_a_finite_slope(road: str) -> None:
     assert g[:2].count_nonzero() == 0
 
 
+LOST = [[0.0, INF, 1.0], [-INF, 0.0, 1.0], [0.0, 1e16, 1.0], [0.0, 1e15, 1.0]]
+SPOILED = [[NAN, 0.0, 1.0], [0.0, NAN, 1.0], [INF, INF, 0.0], [-INF, 1.0, -INF]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_lost_rows_have_no_slope_on_either_road(dtype: torch.dtype) -> None:
+    """The loss is infinite and constant there: every finite change of the scores leaves it so."""
+    t = torch.zeros(5, dtype=torch.long)
+    s = torch.tensor([*LOST, [0.0, 9e14, 1.0]], dtype=dtype, requires_grad=True)
+
+    def total(s: Tensor) -> Tensor:
+        return exact_loss(s, t, log=True, reduction="none")[:4].sum() + log_expected_accuracy(s, t)[4]
+
+    assert exact_loss(s, t, log=True, reduction="none")[:4].tolist() == [INF] * 4
+    (g,) = torch.autograd.grad(total(s), s, create_graph=True)
+    wanted = torch.tensor([4.5e14, -4.5e14, 0.0], dtype=dtype)  # log P is -d^2 / 4 far out: not lost yet
+    torch.testing.assert_close(g[4].detach(), wanted, rtol=1e-4, atol=1e-3)
+    assert g[:4].count_nonzero() == 0
+    (h,) = torch.autograd.grad((g[:4] * torch.tensor([1.0, -2.0, 3.0])).sum(), s)
+    assert h.count_nonzero() == 0
+    f = torch.func.grad(total)(s.detach())
+    torch.testing.assert_close(f, g.detach(), rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("row", SPOILED)
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_row_without_meaning_is_nan_with_its_whole_gradient(loss: Callable[..., Tensor], row: list[float]) -> None:
+    s, t = torch.tensor([row, [0.5, 1.0, 0.0]], dtype=torch.float64), torch.tensor([0, 1])
+    leaf = s.clone().requires_grad_()
+    each = loss(leaf, t, reduction="none")
+    assert each.isnan().tolist() == [True, False]
+    (g,) = torch.autograd.grad(each.sum(), leaf)
+    f = torch.func.grad(lambda s: loss(s, t, reduction="sum"))(s)
+    clean = torch.func.grad(lambda s: loss(s, t[1]))(s[1])
+    for gradient in (g, f):
+        assert gradient[0, s[0].isnan()].isnan().all()
+        assert gradient[0, 0].isnan()
+        torch.testing.assert_close(gradient[1], clean)
+
+
 def test_one_class_is_always_right() -> None:
     s = torch.tensor([[3.0], [-INF], [NAN]], requires_grad=True)
     t = torch.zeros(3, dtype=torch.long)
@@ -515,6 +555,43 @@ def test_soft_accuracy_keeps_the_digits_of_a_small_error(margin: float) -> None:
     assert soft_accuracy_loss(s, torch.tensor(0)).item() == pytest.approx(float(wanted), rel=1e-13, abs=0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("behind", [-80.0, -20.0, -1.0, 0.0, 3.0, 17.0, 40.0, 80.0])
+def test_the_slope_of_soft_accuracy_keeps_its_digits(behind: float, dtype: torch.dtype) -> None:
+    """For two classes the push is p (1 - p), on the right side and far out on the wrong one."""
+    s = torch.tensor([-behind, 0.0], dtype=dtype, requires_grad=True)
+    soft_accuracy_loss(s, torch.tensor(0)).backward()
+    assert s.grad is not None
+    p, error = 1 / (1 + mp.exp(behind)), 1 / (1 + mp.exp(-behind))
+    assert s.grad.tolist() == pytest.approx([-float(p * error), float(p * error)], rel=1e-5, abs=0)
+    (h,) = torch.autograd.grad(
+        torch.autograd.grad(soft_accuracy_loss(s, torch.tensor(0)), s, create_graph=True)[0][0], s
+    )
+    assert h[0].item() == pytest.approx(-float(p * error * (error - p)), rel=1e-5, abs=1e-30)
+
+
+@pytest.mark.parametrize(("dtype", "offset"), [(torch.float32, 1e4), (torch.float32, 1e30), (torch.float64, 1e18)])
+@pytest.mark.parametrize("classes", [2, 3, 7])
+def test_a_common_offset_costs_soft_accuracy_nothing(dtype: torch.dtype, offset: float, classes: int) -> None:
+    s = torch.full((classes,), offset, dtype=dtype, requires_grad=True)
+    loss = soft_accuracy_loss(s, torch.tensor(1))
+    assert loss.item() == pytest.approx(1 - 1 / classes, rel=1e-6)
+    (g,) = torch.autograd.grad(loss, s)
+    assert abs(g.sum().item()) < 1e-7
+    assert g[1].item() == pytest.approx(-(classes - 1) / classes**2, rel=1e-6)
+
+
+def test_soft_accuracy_with_infinite_scores() -> None:
+    """A rival at -inf is a rival less; the target is lost at -inf and under a rival at inf, and sure at inf."""
+    s = torch.tensor([[0.0, 0.0, -INF], [-INF, 0.0, 1.0], [0.0, INF, 1.0], [INF, 0.0, 1.0], [0.0, -INF, -INF]])
+    s.requires_grad_()
+    loss = soft_accuracy_loss(s, torch.zeros(5, dtype=torch.long), reduction="none")
+    assert loss.tolist() == [0.5, 1, 1, 0, 0]
+    (g,) = torch.autograd.grad(loss.sum(), s)
+    assert g[0].tolist() == [-0.25, 0.25, 0]
+    assert g[1:].count_nonzero() == 0
+
+
 def test_soft_accuracy_is_gumbel_noise() -> None:
     s, n = torch.randn(5), 1_000_000
     share = torch.bincount((s - torch.empty(n, 5).exponential_().log()).argmax(-1), minlength=5).double() / n
@@ -692,7 +769,7 @@ def test_arguments_are_left_alone(loss: Callable[..., Tensor]) -> None:
     torch.testing.assert_close(torch.autograd.grad(loss(s, t), s)[0], g.detach())
 
 
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.uint32, torch.uint64, torch.int16, torch.int32])
 def test_indices_of_any_dtype(dtype: torch.dtype) -> None:
     s, t = rows(6, 5)
     for f in (expected_accuracy, exact_loss, soft_accuracy_loss):
@@ -780,6 +857,36 @@ def test_options_of_the_integral(options: dict[str, object], error: type[Excepti
     for module in (ExpectedAccuracy, LogExpectedAccuracy, ExactLoss):
         with pytest.raises(error, match=message):
             module(**options)
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float16, 1e-38), (torch.float32, 1e-39), (torch.float64, 1e-310)])
+def test_a_sigma_that_is_no_normal_number_is_refused(dtype: torch.dtype, bound: float) -> None:
+    s, t = torch.zeros(2, dtype=dtype, requires_grad=True), torch.tensor(0)
+    for f in (expected_accuracy, log_expected_accuracy, exact_loss):
+        with pytest.raises(ValueError, match=r"sigma must be at least .* the smallest normal number of torch\.float"):
+            f(s, t, sigma=bound)
+    least = torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).tiny
+    s = s.detach().to(torch.promote_types(dtype, torch.float32)).requires_grad_()
+    (g,) = torch.autograd.grad(exact_loss(s, t, sigma=least), s)  # two equal scores: the slope of Phi(d / sqrt 2)
+    assert (g * least).tolist() == pytest.approx([-1 / math.sqrt(4 * math.pi), 1 / math.sqrt(4 * math.pi)], rel=1e-5)
+
+
+@pytest.mark.parametrize("log", [1, None, "yes", torch.tensor(True)])
+def test_log_is_a_bool(log: object) -> None:
+    with pytest.raises(TypeError, match="log must be True or False, got"):
+        exact_loss(torch.ones(2, 3), torch.zeros(2).long(), log=log)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="log must be True or False, got"):
+        ExactLoss(log=log)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("ignored", [1.0, True, None, "x", torch.tensor(1)])
+def test_ignore_index_is_an_int(ignored: object) -> None:
+    for f in (exact_loss, soft_accuracy_loss):
+        with pytest.raises(TypeError, match="ignore_index must be an integer, got"):
+            f(torch.ones(2, 3), torch.zeros(2).long(), ignore_index=ignored)
+    for module in (ExactLoss, SoftAccuracyLoss):
+        with pytest.raises(TypeError, match="ignore_index must be an integer, got"):
+            module(ignore_index=ignored)
 
 
 def test_reduction_is_checked() -> None:

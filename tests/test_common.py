@@ -17,6 +17,12 @@ def test_index_targets_of_a_small_dtype_do_not_wrap(dtype):
         check_index_target(target[:2], (2,), 44, -100)
 
 
+@pytest.mark.parametrize("ignored", [1.0, True, "x", torch.tensor(1)])
+def test_what_is_ignored_is_an_int(ignored):
+    with pytest.raises(TypeError, match="ignore_index must be an integer, got"):
+        check_index_target(torch.tensor([0, 1]), (2,), 3, ignored)
+
+
 def every_loss():
     """One call of every function of the six modules, as (name, function, arguments)."""
     rows, n, size = 4, 6, 3

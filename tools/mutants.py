@@ -242,13 +242,14 @@ def judge(slug: str, jobs: int, part: float, *, again: bool = False) -> bool:
         head = [
             line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith(("possible", "mutants"))
         ]
-        total = record["mutants"]
         left = Counter((s["before"], s["after"]) for s in record["survivor"])
         tried = []
         for mutant in possible:
             if left[mutant.before, mutant.after] > 0:
                 left[mutant.before, mutant.after] -= 1
                 tried.append(mutant)
+        total = record["mutants"] - left.total()  # a line that has changed since says nothing
+        head[1:] = [f"mutants = {total}"]
     with ThreadPoolExecutor(jobs) as pool:
         alive = list(tqdm(pool.map(survives, tried), total=len(tried), desc=slug, unit="mutant"))
     survivors = [mutant for mutant, lives in zip(tried, alive, strict=True) if lives]
