@@ -99,9 +99,10 @@ def _check_real(tensor: Tensor, name: str, *, dims: int | None = None) -> None:
 
 
 def _inverse_norm(vectors: Tensor) -> Tensor:
-    """``1 / |v|`` of each vector as a column, 0 for a vector without direction."""
+    """``1 / |v|`` of each vector as a column, 0 for a vector without direction, NaN where the squares overflow."""
     square = vectors.square().sum(-1, keepdim=True)
-    long = square >= _SHORTEST**2
+    square = square.masked_fill(square.isinf(), math.nan)  # 1 / inf would be a silent cosine of 0
+    long = ~(square < _SHORTEST**2)  # NaN stays NaN
     # the inner where keeps 1 / sqrt(0) and its derivatives out of the graph: inf * 0 would be NaN
     return torch.where(long, 1 / torch.where(long, square, 1.0).sqrt(), 0.0)
 
@@ -121,7 +122,11 @@ class CosineClassifier(nn.Module):
     The class vectors stay in float32: autocast, a bfloat16 or float16 embedding, ``.half()`` and
     ``.to(torch.bfloat16)`` leave them as they are. In bfloat16, which keeps three digits, a step of a thousandth of a
     weight would be lost. ``.double()`` widens them. The cosines are float32, or float64 where the embedding or the
-    class vectors are. A vector shorter than 1e-12 has cosine 0 with every other and gradient 0.
+    class vectors are. A vector shorter than 1e-12 has cosine 0 with every other and gradient 0. A vector longer than
+    1e19 (1e154 in float64), whose squares overflow, and one with NaN or infinity have cosine NaN with every other.
+
+    An embedding with NaN spoils the gradient of all class vectors, even where the loss ignores its row: 0 times NaN is
+    NaN. Put zeros in its place, or take :func:`linear_am_softmax_loss`, which does so.
 
     Args:
         in_features: length of an embedding.
@@ -244,6 +249,9 @@ class AdditiveAngularMargin(nn.Module):
         rounded = square < least
         sine = torch.where(rounded, square / math.sqrt(least), torch.where(rounded, least, square).sqrt())
         shifted = c * math.cos(self.m) - sine * math.sin(self.m)
+        # a border rounded to the dtype may leave a cosine beyond it in the first case: no slope the wrong way there
+        beyond = sine * math.cos(self.m) + c * math.sin(self.m) < 0
+        shifted = torch.where(beyond, shifted.detach(), shifted)
         return torch.where(c < -math.cos(self.m), c - self.m * math.sin(self.m), shifted)
 
     def extra_repr(self) -> str:
@@ -318,7 +326,8 @@ def additive_angular_margin(m: float = 0.5) -> AdditiveAngularMargin:
         \end{cases}
 
     The second case keeps :math:`\psi` decreasing in :math:`\theta`. At the border it steps down, from -1 to
-    :math:`-\cos m - m \sin m`, about -1.12 for m = 0.5.
+    :math:`-\cos m - m \sin m`, about -1.12 for m = 0.5. Where rounding puts an angle beyond the border into the first
+    case, the slope there is 0.
 
     The derivative by the cosine is :math:`\sin(\theta + m) / \sin\theta`, infinite at cosine 1. There the function
     returns the slope of the chord from 1 to the next smaller number of the cosine's dtype,
@@ -349,13 +358,15 @@ def additive_angular_margin(m: float = 0.5) -> AdditiveAngularMargin:
 
 
 def multiplied_angle(m: int = 4) -> MultipliedAngle:
-    r"""Multiply the target's angle, and never exceed the target's cosine.
+    r"""Multiply the target's angle, and never exceed the target's cosine: the post's short form.
 
     .. math:: \psi(\theta) = \min(\cos m\theta,\, \cos\theta)
 
     :math:`\cos m\theta` is a polynomial of the cosine (Chebyshev's), so no angle is computed. Where it is the smaller
     of the two and falls with growing cosine, the gradient pulls the embedding away from its class: for m = 4 between
-    45 and 72 degrees, and again between 135 and 144. Where the two are equal, the gradient is the mean of theirs.
+    45 and 72 degrees, and again between 135 and 144. Where the two are equal, the gradient is the mean of theirs. The
+    paper that multiplied the angle first (SphereFace, arXiv 1704.08063) has another form, which falls with the angle
+    everywhere: :math:`(-1)^r \cos m\theta - 2r`, r the integer part of :math:`m\theta / \pi`.
 
     Args:
         m: the factor, 2, 3 or 4.
@@ -430,6 +441,7 @@ def _check_cosines(cosine: Tensor, index: Tensor, counted: Tensor) -> None:
     if least >= -1 - _ROUNDING and most <= 1 + _ROUNDING:
         return
     rows = cosine.detach()[counted]
+    rows = rows.to(_computing_dtype(rows))  # compared in bfloat16, the limit itself would be rounded
     wrong = (rows.abs() > 1 + _ROUNDING) & (rows != -math.inf)
     if bool(wrong.any()):
         first = float(rows[wrong][0])
@@ -616,7 +628,7 @@ class _Chunk:
     def __init__(self, sz: Tensor, weight: Tensor, index: Tensor, first: int, size: int) -> None:
         self.w = weight[first : first + size].to(sz.dtype)
         norm = torch.linalg.vector_norm(self.w, dim=1, keepdim=True)
-        self.inverse = torch.where(norm >= _SHORTEST, 1 / norm, 0.0)
+        self.inverse = torch.where(norm < _SHORTEST, 0.0, 1 / norm.masked_fill(norm.isinf(), math.nan))
         self.product = sz @ self.w.t()  # the scores, but for the norm of w
         inside = (index >= first) & (index < first + self.w.shape[0])
         self.inside = inside.unsqueeze(1)
@@ -722,9 +734,9 @@ def linear_am_softmax_loss(
     with ``reduction="none"``.
 
     Args:
-        embedding: embeddings ``(..., D)`` of any length. One shorter than 1e-12 has cosine 0 with every class, and
-            gradient 0; so has a class vector.
-        weight: class vectors ``(C, D)`` of any length, best in float32.
+        embedding: embeddings ``(..., D)`` of any length up to 1e19, 1e154 in float64. One shorter than 1e-12 has
+            cosine 0 with every class, and gradient 0; so has a class vector. NaN, infinity and longer ones give NaN.
+        weight: class vectors ``(C, D)``, of length as embeddings, best in float32.
         target: class indices ``(...)``.
         margin: what the target's cosine must lead by, at least 0.
         scale: factor of the cosines.
@@ -812,12 +824,14 @@ def retrieval_accuracy(embedding: Tensor, label: Tensor, *, k: int | Iterable[in
     Shapes: embeddings ``(N, D)``, labels ``(N,)``. Some rows at a time are compared with all, never N x N at once.
 
     Args:
-        embedding: embeddings ``(N, D)`` of any length; a zero vector has cosine 0 with every other.
+        embedding: embeddings ``(N, D)`` of any length up to 1e19, 1e154 in float64; a zero vector has cosine 0 with
+            every other.
         label: the group of each, integers ``(N,)``.
         k: how many of the nearest to look at: one number or several.
 
     Returns:
-        For each k a scalar tensor, on the embeddings' device, without gradient.
+        For each k a scalar tensor, on the embeddings' device, without gradient. NaN if an embedding holds NaN or
+        infinity, or is longer than that.
 
     Raises:
         TypeError: an argument of the wrong type.
@@ -859,7 +873,9 @@ def retrieval_accuracy(embedding: Tensor, label: Tensor, *, k: int | Iterable[in
         hits = [hit + (found & (nearer < number)).sum() for hit, number in zip(hits, ks, strict=True)]
     if values_readable(embedding, label) and not bool(queries):
         raise ValueError("label must hold a group of at least two: no query has another member to find")
-    return {number: hit / queries for number, hit in zip(ks, hits, strict=True)}
+    # NaN compares with nothing, so no stranger would be nearer and a diverged encoder would look perfect
+    whole = z.isfinite().all()
+    return {number: torch.where(whole, hit / queries, math.nan) for number, hit in zip(ks, hits, strict=True)}
 
 
 # --- Modules ---

@@ -189,6 +189,21 @@ def test_the_angular_margin_ends_its_first_case_at_the_border_itself() -> None:
     close(got, torch.tensor([-1.0, border - m * math.sin(m)], dtype=torch.float64), atol=1e-9)
 
 
+@pytest.mark.parametrize("m", [1e-3, 1e-2, 0.1, 0.5, 1.5])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_the_angular_margin_never_pulls_the_wrong_way_beside_a_rounded_border(dtype: torch.dtype, m: float) -> None:
+    step = torch.finfo(dtype).eps / 4
+    cosine = (-math.cos(m) + step * torch.arange(-8, 9, dtype=torch.float64)).clamp(-1, 1).to(dtype).requires_grad_()
+    psi = additive_angular_margin(m)(cosine)
+    (slope,) = gradients(psi.sum(), cosine)
+    assert (slope >= -1e-7).all()
+    for c, got in zip(cosine.tolist(), slope.tolist(), strict=True):
+        theta = math.acos(c)
+        right = math.sin(theta + m) / math.sin(theta) if math.pi - theta - m > 1e-9 else None
+        if right is not None and math.sin(theta) > 1e-2 * m:
+            assert got == pytest.approx(right, rel=2e-2, abs=1e-4)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize("m", [0.5, math.pi / 2])
 def test_the_angular_margins_slope_at_one_is_the_chord_to_the_next_number(dtype: torch.dtype, m: float) -> None:
@@ -693,6 +708,35 @@ def test_a_short_vector_still_has_a_direction() -> None:
     assert torch.equal(head(vector).detach(), torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]]))
 
 
+@pytest.mark.parametrize(("dtype", "fine", "long"), [(torch.float32, 1e19, 2e19), (torch.float64, 1e154, 2e154)])
+def test_a_vector_too_long_for_its_squares_gives_nan_and_no_silent_zero(
+    dtype: torch.dtype, fine: float, long: float
+) -> None:
+    head = CosineClassifier(2, 2)
+    head.weight.data = torch.tensor([[1.0, 0.0], [0.0, fine]], dtype=dtype)
+    target = torch.tensor([0, 1])
+    z = torch.tensor([[3.0, 4.0], [0.6 * fine, 0.8 * fine]], dtype=dtype)
+    close(head(z), torch.tensor([[0.6, 0.8], [0.6, 0.8]], dtype=dtype), rtol=1e-6)
+    assert linear_am_softmax_loss(z, head.weight, target, chunk_size=1).isfinite()
+    for bad in (long, math.inf, math.nan):
+        spoiled = torch.tensor([[3.0, 4.0], [bad, 0.0]], dtype=dtype, requires_grad=True)
+        cosine = head(spoiled)
+        assert cosine[0].isfinite().all()
+        assert cosine[1].isnan().all()
+        for loss in (
+            am_softmax_loss(cosine, target, reduction="none"),
+            linear_am_softmax_loss(spoiled, head.weight, target, chunk_size=1, reduction="none"),
+        ):
+            assert loss[0].isfinite()
+            assert loss[1].isnan()
+            (grad,) = gradients(loss.sum(), spoiled)
+            assert grad[0].isfinite().all()
+            assert grad[1].isnan().any()
+        weight = spoiled.detach()  # class vectors
+        assert linear_am_softmax_loss(z, weight, target, chunk_size=1).isnan()
+        assert plain_form(linear_am_softmax_loss, z, weight, target).isnan()
+
+
 def test_an_ignored_embedding_may_hold_anything() -> None:
     embedding, weight, target = vectors()
     expected = linear_am_softmax_loss(embedding, weight, target)
@@ -1121,6 +1165,17 @@ def test_a_tie_counts_against_the_query() -> None:
     assert retrieval_accuracy(embedding, torch.tensor([0, 0, 1]), k=1)[1].item() == 0.5
 
 
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, 2e19])
+def test_a_diverged_encoder_has_no_score(bad: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    label = torch.arange(12).repeat(5)
+    one = torch.randn(60, 8, generator=generator)
+    one[7, 3] = bad
+    for embedding in (one, torch.full((60, 8), bad)):
+        assert all(share.isnan() for share in retrieval_accuracy(embedding, label).values())
+    assert retrieval_accuracy(one[torch.arange(60) != 7], label[1:])[1].isfinite()
+
+
 def test_one_k_and_no_gradient() -> None:
     embedding = torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0]], requires_grad=True)
     got = retrieval_accuracy(embedding, torch.tensor([5, 5, 6], dtype=torch.uint8), k=1)
@@ -1385,6 +1440,16 @@ def test_rounding_is_no_error() -> None:
     for sign in (1, -1):
         assert am_softmax_loss(sign * two_steps, TARGET).isfinite()
         assert margin_softmax_loss(sign * two_steps, TARGET, psi=additive_angular_margin()).isfinite()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_limit_of_a_cosine_is_the_same_in_every_dtype(dtype: torch.dtype, sign: int) -> None:
+    within = torch.full((2, 3), sign * 1.0156, dtype=dtype)
+    beyond = torch.full((2, 3), sign * 1.0234375, dtype=dtype)  # 3 steps of bfloat16
+    assert am_softmax_loss(within, TARGET).isfinite()
+    with pytest.raises(ValueError, match=r"^cosine must hold cosines.*got -?1.0234"):
+        am_softmax_loss(beyond, TARGET)
 
 
 def test_values_are_not_checked_where_they_cannot_be_read() -> None:
