@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from memory import peak_ratio
 from torch import Tensor
+from torch._subclasses import FakeTensorMode
 
 from lossbook import focal
 from lossbook.focal import (
@@ -985,3 +986,10 @@ def test_hard_truncation_is_cross_entropy_or_nothing(s: float, m: float, y: int)
         return
     ce = sigmoid_focal_loss(x, t, gamma=0)
     torch.testing.assert_close(hard_truncated_bce(x, t, margin=m), ce if p_t < m else torch.zeros_like(ce))
+
+
+def test_the_values_of_class_weights_are_looked_at_only_where_there_are_any() -> None:
+    with FakeTensorMode():
+        s, weight = torch.randn(2, 3), torch.full((3,), -1.0)
+        loss = softmax_focal_loss(s, torch.zeros(2, dtype=torch.long), weight=weight, reduction="none")
+    assert loss.shape == (2,)
