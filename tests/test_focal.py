@@ -936,6 +936,7 @@ def test_errors_name_the_argument(
     ("module", "options", "message"),
     [
         (HardTruncatedBce, {"margin": 2}, "margin must be a finite number"),
+        (HardTruncatedBce, {"margin": -0.5}, "margin must be a finite number"),
         (SoftTruncatedBce, {"sharpness": -1}, "sharpness must be a finite number"),
         (SigmoidFocalLoss, {"gamma": -1}, "gamma must be a finite number"),
         (SigmoidFocalLoss, {"alpha": 1.5}, "alpha must be a finite number"),
@@ -993,3 +994,9 @@ def test_the_values_of_class_weights_are_looked_at_only_where_there_are_any() ->
         s, weight = torch.randn(2, 3), torch.full((3,), -1.0)
         loss = softmax_focal_loss(s, torch.zeros(2, dtype=torch.long), weight=weight, reduction="none")
     assert loss.shape == (2,)
+
+
+def test_the_first_bad_class_weight_is_named() -> None:
+    weight = torch.tensor([1.0, -2.0, -3.0])
+    with pytest.raises(ValueError, match=r"weight must hold finite numbers >= 0, got -2$"):
+        softmax_focal_loss(torch.zeros(1, 3), torch.tensor([0]), weight=weight)
