@@ -947,3 +947,11 @@ def test_losses_are_never_negative(s: list[float], sigma: float, t: int) -> None
         for log in (False, True):
             assert exact_loss(x, torch.tensor(t), sigma=sigma, log=log) >= 0
         assert soft_accuracy_loss(x, torch.tensor(t)) >= 0
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_batch_of_one_row_is_that_row(loss: Callable[..., Tensor]) -> None:
+    s = torch.tensor([0.3, -1.0, 0.7], dtype=torch.float64)
+    alone = loss(s, torch.tensor(1))
+    assert alone > 0.1
+    torch.testing.assert_close(loss(s.unsqueeze(0), torch.tensor([1])), alone)
