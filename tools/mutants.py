@@ -233,15 +233,8 @@ def judge(slug: str, jobs: int, part: float, *, again: bool = False) -> bool:
     reasons = {(s["before"], s["after"]): s for s in record["survivor"] if s["reason"]}
     possible = list(mutants(source))
     tried = possible[:: round(1 / part)]
-    head = [
-        f"possible = {len(possible)}",
-        f"mutants = {len(tried)}" + (f"  # every {round(1 / part)}th" if part < 1 else ""),
-    ]
     total = len(tried)
     if again:
-        head = [
-            line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith(("possible", "mutants"))
-        ]
         left = Counter((s["before"], s["after"]) for s in record["survivor"])
         tried = []
         for mutant in possible:
@@ -249,14 +242,16 @@ def judge(slug: str, jobs: int, part: float, *, again: bool = False) -> bool:
                 left[mutant.before, mutant.after] -= 1
                 tried.append(mutant)
         total = record["mutants"] - left.total()  # a line that has changed since says nothing
-        head[1:] = [f"mutants = {total}"]
+    if not survives(Mutant("none", 0, "", "", source)):
+        sys.exit(f"{slug}: a child fails without any change, so it would notice every one")
     with ThreadPoolExecutor(jobs) as pool:
         alive = list(tqdm(pool.map(survives, tried), total=len(tried), desc=slug, unit="mutant"))
     survivors = [mutant for mutant, lives in zip(tried, alive, strict=True) if lives]
 
     words = [
         f"# Written by `python -m tools.mutants {slug}`; the reasons are written by people.",
-        *head,
+        f"possible = {len(possible)}",
+        f"mutants = {total}",
         f"noticed = {total - len(survivors)}",
         *([] if survivors else ["survivor = []"]),
     ]
