@@ -55,13 +55,10 @@ from __future__ import annotations
 import argparse
 import datetime
 import gc
-import importlib.metadata
 import json
 import math
 import os
-import platform
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -73,6 +70,8 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # the profiler that counts the b
 
 import torch
 from torch import Tensor
+
+from tools.provenance import commit, machine, versions
 
 ROOT = Path(__file__).resolve().parents[1]
 METHOD = (
@@ -219,40 +218,6 @@ def measure(case: Case, device: torch.device, *, tiny: bool, seconds: float) -> 
     return record
 
 
-def machine(device: torch.device) -> dict[str, Any]:
-    """What it ran on: the models of the parts, and no name of a host."""
-    if device.type == "cuda":
-        return {"device": "cuda", "gpu": torch.cuda.get_device_name(device)}
-    cpu = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        models = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
-        cpu = models[0] if models else cpu
-    return {"device": "cpu", "cpu": cpu, "threads": torch.get_num_threads()}
-
-
-def versions(packages: Sequence[str]) -> dict[str, str]:
-    """Python, torch, lossbook and the peers' packages."""
-    found = {"python": platform.python_version(), "torch": torch.__version__}
-    for package in ("lossbook", *packages):
-        found[package] = importlib.metadata.version(package)
-    return found
-
-
-def commit() -> dict[str, Any]:
-    """The commit, and whether the code that is measured differs from it; None outside a repository."""
-
-    def git(*words: str) -> str | None:
-        try:
-            answer = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True)
-        except (OSError, subprocess.CalledProcessError):
-            return None
-        return answer.stdout.strip()
-
-    changed = git("status", "--porcelain", "--", "lossbook", "benchmarks")
-    return {"commit": git("rev-parse", "HEAD"), "changed": None if changed is None else changed != ""}
-
-
 def say(record: Mapping[str, Any]) -> str:
     """One case as one line."""
     words = [f"{record['name']} {json.dumps(record['size'])}:"]
@@ -300,7 +265,7 @@ def main(slug: str, cases: Sequence[Case], argv: Sequence[str] | None = None) ->
         "slug": slug,
         "tiny": options.tiny,
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
-        **commit(),
+        **commit("lossbook", "benchmarks"),
         "machine": where,
         "versions": versions(packages),
         "method": METHOD,

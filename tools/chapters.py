@@ -56,6 +56,30 @@ def imported_modules(code: str, package: str = "") -> set[str]:
     return found
 
 
+def module_files(
+    code: str, root: Path, packages: tuple[str, ...] = ("lossbook",), *, package: str = ""
+) -> tuple[str, ...]:
+    """The files of ``packages`` that a piece of code imports, directly or not, relative to the root, sorted.
+
+    ``package`` is the one that the code belongs to.
+    """
+    queue = imported_modules(code, package)
+    seen: set[str] = set()
+    files: set[str] = set()
+    while queue:
+        name = queue.pop()
+        if name in seen or name.split(".")[0] not in packages:
+            continue
+        seen.add(name)
+        queue.add(name.rpartition(".")[0])  # importing a module runs its package first
+        stem = root.joinpath(*name.split("."))
+        file = stem / "__init__.py" if stem.is_dir() else stem.with_suffix(".py")
+        if file.exists():
+            files.add(file.relative_to(root).as_posix())
+            queue |= imported_modules(read(file), name if stem.is_dir() else name.rpartition(".")[0])
+    return tuple(sorted(files))
+
+
 def plain_python(code: str) -> str:
     """The code without lines only IPython understands (``%magic``, ``!command``)."""
     return "\n".join("" if re.match(r"\s*[%!]", line) else line for line in code.splitlines())
@@ -97,22 +121,8 @@ class Chapter:
     @cached_property
     def modules(self) -> tuple[str, ...]:
         """The files of ``lossbook`` that the chapter imports, directly or not, relative to the root, sorted."""
-        queue = imported_modules("\n".join(plain_python(c.source) for c in code_cells(self.source)))
-        queue |= {"lossbook", "lossbook.devices"}  # the setup cell's
-        seen: set[str] = set()
-        files: set[str] = set()
-        while queue:
-            name = queue.pop()
-            if name in seen or name.split(".")[0] != "lossbook":
-                continue
-            seen.add(name)
-            stem = self.root.joinpath(*name.split("."))
-            file = stem / "__init__.py" if stem.is_dir() else stem.with_suffix(".py")
-            if file.exists():
-                files.add(file.relative_to(self.root).as_posix())
-                package = name if stem.is_dir() else name.rpartition(".")[0]
-                queue |= imported_modules(read(file), package)
-        return tuple(sorted(files))
+        code = "\n".join(plain_python(c.source) for c in code_cells(self.source))
+        return module_files(f"import lossbook.devices\n{code}", self.root)  # that one is the setup cell's
 
     @cached_property
     def package_digest(self) -> str:

@@ -1,0 +1,451 @@
+"""Runs an experiment: tunes every rival alike, measures it over several seeds, keeps every run, writes the record.
+
+An experiment is a file ``experiments/<slug>.py`` that ends in two lines::
+
+    from experiments.harness import Experiment, Job, Task, main
+
+    def tasks(scale: str) -> list[Task]:
+        epochs = {"smoke": 1, "cpu": 10, "gpu": 30}[scale]
+        grid = [{"lr": lr, "epochs": epochs} for lr in (1e-3, 3e-3)]
+        return [Task("bibtex", sets=("bibtex",), methods={"BCE": grid, "multi-label softmax": grid}, score="micro_f1")]
+
+    def run(job: Job) -> dict[str, float]:
+        train, validation, test = split(...)
+        ...                                # job.method, job.settings, job.seed, job.device, job.scale
+        if not job.final:
+            return {"micro_f1": ...}       # on validation data
+        return {"micro_f1": ...}           # on test data
+
+    EXPERIMENT = Experiment("multilabel_softmax", "what is measured, in one sentence", tasks, run,
+                            metrics={"micro_f1": "micro-F1"}, baseline="BCE")
+
+    if __name__ == "__main__":
+        raise SystemExit(main(EXPERIMENT))
+
+A task is one data set with everything fixed but the loss. Each of its methods has a grid of settings, and all grids of
+a task should be equally long: that is the tuning effort. Every setting of the grid is run once per tuning seed and
+judged by ``score`` on validation data; a grid of one needs no tuning. The best is then run once per seed, and only
+these final runs may look at test data. torch is seeded with the run's seed before ``run`` is called; draw splits and
+subsets from it too, or from a fixed number, so that all methods see the same data for a seed.
+
+Every finished run is a file of its own below ``experiments/runs``, written in one step. Killed at any moment, the same
+command goes on where it was. What a run depends on is part of its name: the code that decides it (comments and
+docstrings do not count), the digests of its data, its settings. So a run of other code is never taken for a new one.
+
+Run ``python -m experiments.<slug> [--scale smoke|cpu|gpu]``. To use several processes, GPUs or machines, start the
+same module with torchrun; the processes share the runs among them through its store::
+
+    torchrun --standalone --nproc-per-node 2 -m experiments.<slug>
+
+The record goes to ``data/results/<slug>.json``, at another scale than ``cpu`` to ``<slug>_<scale>.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import hashlib
+import io
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
+from tqdm import tqdm
+
+from lossbook.data.public import public_sets
+from lossbook.devices import OVERRIDE, best_device
+from lossbook.training import seeded
+from tools.provenance import commit, deciding_code, machine, versions
+
+ROOT = Path(__file__).resolve().parents[1]
+SCALES = ("smoke", "cpu", "gpu")
+TUNING_SEEDS = (101,)
+SEEDS = (1, 2, 3, 4, 5)
+
+Settings = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One data set, and what is compared on it.
+
+    Attributes:
+        name: What readers call it.
+        sets: The public sets it reads, by their names in ``data/public.json``.
+        methods: Each rival's grid of settings. Settings are plain JSON values.
+        score: The validation metric that chooses from a grid. More is better.
+        tuning_seeds: Seeds of the tuning runs; other seeds than those of the final ones.
+        seeds: Seeds of the final runs.
+        stage: Tasks of a later stage start when those of an earlier one have finished.
+        facts: What a reader of the record should know: sizes of the splits, of the network, of the budget.
+    """
+
+    name: str
+    sets: tuple[str, ...]
+    methods: Mapping[str, Sequence[Settings]]
+    score: str
+    tuning_seeds: tuple[int, ...] = TUNING_SEEDS
+    seeds: tuple[int, ...] = SEEDS
+    stage: int = 0
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run.
+
+    Attributes:
+        task: Its task.
+        method: Its method.
+        settings: The method's settings.
+        seed: What every random number is drawn from.
+        final: Whether it may look at test data. If not, it is a tuning run.
+        scale: ``smoke`` (seconds, to see that it works), ``cpu`` or ``gpu``.
+        device: Where to compute.
+        kept: The folder for :meth:`keep`.
+    """
+
+    task: Task
+    method: str
+    settings: Settings
+    seed: int
+    final: bool
+    scale: str
+    device: torch.device = field(default=torch.device("cpu"), compare=False)
+    kept: Path | None = field(default=None, compare=False)
+
+    def about(self) -> dict[str, Any]:
+        """What sets this run apart from the others of its experiment."""
+        return {
+            "task": self.task.name,
+            "method": self.method,
+            "settings": dict(self.settings),
+            "seed": self.seed,
+            "final": self.final,
+        }
+
+    def keep(self, name: str, make: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        """Tensors that several runs start from, such as pretrained weights: made once and kept, made anew elsewhere.
+
+        ``name`` must say everything that they depend on besides code and data. ``make`` should draw from a seed of its
+        own (:func:`lossbook.training.seeded`), since it does not run in every job.
+        """
+        path = None if self.kept is None else self.kept / f"{name}.npz"
+        if path is None or not path.exists():
+            arrays = {key: tensor.detach().cpu().numpy() for key, tensor in make().items()}
+            if path is None:
+                return {key: torch.from_numpy(array) for key, array in arrays.items()}
+            buffer = io.BytesIO()
+            np.savez(buffer, **arrays)  # type: ignore[arg-type]  # no tensor is called allow_pickle
+            write(path, buffer.getvalue())
+        with np.load(path, allow_pickle=False) as arrays:
+            return {key: torch.from_numpy(arrays[key]) for key in arrays.files}
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What a file of this folder defines.
+
+    Attributes:
+        slug: Its name, that of the chapter.
+        what: One sentence: what is compared.
+        tasks: The tasks at a scale.
+        run: Makes one run and returns its metrics.
+        metrics: The metrics of final runs, each with its name for readers.
+        baseline: The method that the others are compared with.
+        packages: Packages besides torch that decide the numbers.
+    """
+
+    slug: str
+    what: str
+    tasks: Callable[[str], list[Task]]
+    run: Callable[[Job], Mapping[str, float]]
+    metrics: Mapping[str, str]
+    baseline: str
+    packages: tuple[str, ...] = ()
+
+
+def write(path: Path, content: bytes) -> None:
+    """Write a file in one step, so that it is there whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    part.write_bytes(content)
+    part.replace(path)
+
+
+def as_json(value: Any) -> str:
+    """A text for a value, the same on every machine."""
+    return json.dumps(value, sort_keys=True, ensure_ascii=False)
+
+
+def data_digests(task: Task) -> dict[str, str]:
+    """The SHA-256 of each public set of a task."""
+    return {name: public_sets()[name].sha256 for name in task.sets}
+
+
+class Runs:
+    """The finished runs of one experiment, each a file."""
+
+    def __init__(self, folder: Path, code: Mapping[str, str], scale: str) -> None:
+        self.folder, self.code, self.scale = folder, dict(code), scale
+
+    def path(self, job: Job) -> Path:
+        """Where a run is kept: its name says everything that it depends on."""
+        depends = {"run": job.about(), "data": data_digests(job.task), "code": self.code, "scale": self.scale}
+        return self.folder / f"{hashlib.sha256(as_json(depends).encode()).hexdigest()[:24]}.json"
+
+    def get(self, job: Job) -> dict[str, Any] | None:
+        """The finished run, or None."""
+        path = self.path(job)
+        if not path.exists():
+            return None
+        loaded: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return loaded
+
+    def put(self, job: Job, run: Mapping[str, Any]) -> None:
+        """Keep a finished run."""
+        write(self.path(job), (as_json(run) + "\n").encode())
+
+    def kept(self, task: Task) -> Path:
+        """The folder for tensors that runs of this code and data share."""
+        depends = as_json({"data": data_digests(task), "code": self.code, "scale": self.scale})
+        return self.folder / f"kept-{hashlib.sha256(depends.encode()).hexdigest()[:12]}"
+
+
+class Alone:
+    """The work of one process."""
+
+    rank, size = 0, 1
+
+    def agree(self, name: str, done: dict[int, Any]) -> dict[int, Any]:
+        """The runs that are finished already, by the number of their job: the same for all processes."""
+        return done
+
+    def take(self, name: str, numbers: list[int]) -> Iterator[int]:
+        """The jobs that this process is to do, one after the other."""
+        yield from numbers
+
+    def tell(self, name: str, number: int, run: Mapping[str, Any]) -> None:
+        """Let the other processes know a finished run."""
+
+    def hear(self, name: str, number: int) -> dict[str, Any]:
+        """A run that another process makes; waits for it."""
+        raise AssertionError("there is no other process")
+
+    def leave(self) -> None:
+        """Nothing more to do."""
+
+
+class Together(Alone):
+    """The work of several processes that torchrun started. Its store hands out the jobs and carries the results."""
+
+    def __init__(self) -> None:
+        self.store, self.rank, self.size = next(rendezvous("env://"))
+        self.store.set_timeout(datetime.timedelta(days=7))  # waiting for a long run of another process is no fault
+
+    def agree(self, name: str, done: dict[int, Any]) -> dict[int, Any]:
+        # Machines may have kept different runs: those of the first process count.
+        if self.rank == 0:
+            self.store.set(f"{name}/done", as_json(list(done.items())))
+        return dict(json.loads(self.store.get(f"{name}/done")))
+
+    def take(self, name: str, numbers: list[int]) -> Iterator[int]:
+        while (place := self.store.add(f"{name}/next", 1) - 1) < len(numbers):
+            yield numbers[place]
+
+    def tell(self, name: str, number: int, run: Mapping[str, Any]) -> None:
+        self.store.set(f"{name}/{number}", as_json(run))
+
+    def hear(self, name: str, number: int) -> dict[str, Any]:
+        heard: dict[str, Any] = json.loads(self.store.get(f"{name}/{number}"))
+        return heard
+
+    def leave(self) -> None:
+        # The store may live in the first process: that one goes last.
+        self.store.add("left", 1)
+        while self.rank == 0 and self.store.add("left", 0) < self.size:
+            time.sleep(0.05)
+
+
+def make_run(experiment: Experiment, job: Job) -> dict[str, Any]:
+    """Make one run and describe it."""
+    started = time.perf_counter()
+    with seeded(job.seed):
+        metrics = {name: float(value) for name, value in experiment.run(job).items()}
+    wanted = set(experiment.metrics) if job.final else {job.task.score}
+    if missing := wanted - metrics.keys():
+        raise KeyError(f"{describe(job)} does not return {', '.join(sorted(missing))}")
+    return {
+        **job.about(),
+        "metrics": {name: value if math.isfinite(value) else None for name, value in metrics.items()},
+        "seconds": round(time.perf_counter() - started, 2),
+        "machine": machine(job.device),
+        "versions": versions(experiment.packages),
+    }
+
+
+def describe(job: Job) -> str:
+    """One line for the one who waits."""
+    settings = ", ".join(f"{key} {value}" for key, value in job.settings.items())
+    return f"{job.task.name}, {job.method} ({settings}), {'seed' if job.final else 'tuning seed'} {job.seed}"
+
+
+def finish(experiment: Experiment, name: str, jobs: list[Job], runs: Runs, crew: Alone) -> list[dict[str, Any]]:
+    """The runs of all jobs. Those that are not kept yet are made by whichever process has time."""
+    done = crew.agree(name, {i: run for i, job in enumerate(jobs) if (run := runs.get(job)) is not None})
+    missing = [i for i in range(len(jobs)) if i not in done]
+    with tqdm(total=len(jobs), initial=len(done), desc=f"{experiment.slug}, {name}", unit="run", disable=None) as bar:
+        for i in crew.take(name, missing):
+            run = runs.get(jobs[i]) or make_run(experiment, jobs[i])
+            runs.put(jobs[i], run)
+            crew.tell(name, i, run)
+            done[i] = run
+            found = ", ".join(f"{key} {value:.4g}" for key, value in run["metrics"].items() if value is not None)
+            bar.write(f"{describe(jobs[i])}: {found} [{run['seconds']:.1f} s]", file=sys.stderr)
+            bar.update()
+        for i in missing:
+            if i not in done:
+                done[i] = crew.hear(name, i)
+                runs.put(jobs[i], done[i])
+                bar.update()
+    return [done[i] for i in range(len(jobs))]
+
+
+def best(task: Task, grid: Sequence[Settings], tuned: Sequence[Mapping[str, Any]]) -> Settings:
+    """The settings of the grid with the best mean score; of several the first. A run without a score loses."""
+    if len(grid) == 1:
+        return grid[0]
+
+    def score(settings: Settings) -> float:
+        found = [run["metrics"][task.score] for run in tuned if run["settings"] == dict(settings)]
+        return -math.inf if None in found else sum(found) / len(found)
+
+    return max(grid, key=score)
+
+
+def carry_out(experiment: Experiment, tasks: list[Task], scale: str, runs: Runs, crew: Alone) -> dict[str, Any]:
+    """Tune and measure all tasks; the part of the record that holds the results."""
+    device = best_device()
+    made: list[dict[str, Any]] = []
+    chosen: dict[str, dict[str, Any]] = {task.name: {} for task in tasks}
+    for stage in sorted({task.stage for task in tasks}):
+        present = [task for task in tasks if task.stage == stage]
+        jobs = [
+            Job(task, method, settings, seed, False, scale, device, runs.kept(task))
+            for task in present
+            for method, grid in task.methods.items()
+            for settings in grid
+            for seed in task.tuning_seeds
+            if len(grid) > 1
+        ]
+        tuned = finish(experiment, f"tuning {stage + 1}" if stage else "tuning", jobs, runs, crew)
+        jobs = []
+        for task in present:
+            for method, grid in task.methods.items():
+                own = [run for run in tuned if run["task"] == task.name and run["method"] == method]
+                chosen[task.name][method] = dict(best(task, grid, own))
+                jobs += [
+                    Job(task, method, chosen[task.name][method], seed, True, scale, device, runs.kept(task))
+                    for seed in task.seeds
+                ]
+        made += tuned + finish(experiment, f"measuring {stage + 1}" if stage else "measuring", jobs, runs, crew)
+    return {
+        "tasks": [
+            {
+                "name": task.name,
+                "data": data_digests(task),
+                "score": task.score,
+                "tuning_seeds": list(task.tuning_seeds),
+                "seeds": list(task.seeds),
+                "facts": dict(task.facts),
+                "methods": {
+                    method: {"grid": [dict(settings) for settings in grid], "chosen": chosen[task.name][method]}
+                    for method, grid in task.methods.items()
+                },
+            }
+            for task in tasks
+        ],
+        "runs": made,
+    }
+
+
+def check(experiment: Experiment, tasks: Sequence[Task]) -> None:
+    """Raise where an experiment is not fair or its names do not fit."""
+    if len({task.name for task in tasks}) < len(tasks):
+        raise ValueError(f"{experiment.slug}: two tasks have the same name")
+    for task in tasks:
+        lengths = {method: len(grid) for method, grid in task.methods.items()}
+        if 0 in lengths.values() or set(task.seeds) & set(task.tuning_seeds):
+            raise ValueError(f"{task.name}: a grid is empty, or a seed is used to tune and to measure")
+        if unknown := set(task.sets) - public_sets().keys():
+            raise ValueError(f"{task.name}: no public set {', '.join(sorted(unknown))}")
+        for method, grid in task.methods.items():
+            if len({as_json(dict(settings)) for settings in grid}) < len(grid):
+                raise ValueError(f"{task.name}: the grid of {method} has the same settings twice")
+
+
+def main(experiment: Experiment, argv: Sequence[str] | None = None) -> int:
+    """Make what is missing and write the record."""
+    parser = argparse.ArgumentParser(prog=f"python -m experiments.{experiment.slug}", description=experiment.what)
+    parser.add_argument("--scale", choices=SCALES, default="cpu", help="smoke: seconds; cpu (default); gpu: in full")
+    parser.add_argument("--task", action="append", help="only this task, as often as needed; writes no record")
+    parser.add_argument("--out", type=Path, default=ROOT / "data" / "results", help="folder of the record")
+    parser.add_argument("--runs", type=Path, default=ROOT / "experiments" / "runs", help="folder of the finished runs")
+    options = parser.parse_args(argv)
+
+    crew = Together() if int(os.environ.get("WORLD_SIZE", "1")) > 1 else Alone()
+    if crew.size > 1 and torch.cuda.is_available():
+        os.environ.setdefault(OVERRIDE, f"cuda:{int(os.environ['LOCAL_RANK']) % torch.cuda.device_count()}")
+    tasks = experiment.tasks(options.scale)
+    if unknown := set(options.task or ()) - {task.name for task in tasks}:
+        parser.error(f"no task {', '.join(sorted(unknown))}; there are {', '.join(task.name for task in tasks)}")
+    tasks = [task for task in tasks if not options.task or task.name in options.task]
+    check(experiment, tasks)
+
+    code = deciding_code(experiment.slug)
+    results = carry_out(
+        experiment, tasks, options.scale, Runs(options.runs / experiment.slug, code, options.scale), crew
+    )
+    if crew.rank == 0 and not options.task:
+        environments: list[dict[str, Any]] = []  # most runs share one
+        for run in results["runs"]:
+            environment = {"machine": run.pop("machine"), "versions": run.pop("versions")}
+            if environment not in environments:
+                environments.append(environment)
+            run["environment"] = environments.index(environment)
+        record = {
+            "slug": experiment.slug,
+            "what": experiment.what,
+            "scale": options.scale,
+            "metrics": dict(experiment.metrics),
+            "baseline": experiment.baseline,
+            "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
+            **commit("experiments", "lossbook"),
+            "code": code,
+            "seconds": round(sum(run["seconds"] for run in results["runs"]), 1),
+            "environments": environments,
+            **results,
+        }
+        suffix = "" if options.scale == "cpu" else f"_{options.scale}"
+        path = options.out / f"{experiment.slug}{suffix}.json"
+        write(path, text_of(record).encode())
+        print(f"The record is in {path}")
+    crew.leave()
+    return 0
+
+
+def text_of(record: Mapping[str, Any]) -> str:
+    """The record as JSON, one line for each run."""
+    runs = ",\n".join(f"  {as_json(run)}" for run in record["runs"])
+    head = json.dumps({**record, "runs": []}, indent=1, ensure_ascii=False)
+    return head.removesuffix("[]\n}") + f"[\n{runs}\n ]\n}}\n"

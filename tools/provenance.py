@@ -1,0 +1,98 @@
+"""Where a record comes from: machine, versions, commit, and the code that decided its numbers."""
+
+from __future__ import annotations
+
+import ast
+import importlib.metadata
+import io
+import platform
+import subprocess
+import tokenize
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tools.chapters import ROOT, digest, module_files, read
+
+DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+NOT_DECIDING = {
+    "experiments/harness.py",  # decides when the runs are made and where they are kept, not what they give
+    "experiments/__init__.py",
+    "lossbook/__init__.py",  # holds the version
+    "lossbook/_extras.py",  # imports optional packages
+    "lossbook/data/_fetch.py",  # every file is compared with its digest
+    "lossbook/devices.py",  # the device is part of the record
+}
+
+
+def machine(device: Any) -> dict[str, Any]:
+    """What a torch device is: the models of the parts, and no name of a host."""
+    import torch
+
+    if device.type == "cuda":
+        return {"device": "cuda", "gpu": torch.cuda.get_device_name(device)}
+    cpu = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        models = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        cpu = models[0] if models else cpu
+    return {"device": "cpu", "cpu": cpu, "threads": torch.get_num_threads()}
+
+
+def versions(packages: Sequence[str] = ()) -> dict[str, str]:
+    """Python, torch, lossbook and the packages that are named."""
+    import torch
+
+    found = {"python": platform.python_version(), "torch": torch.__version__}
+    for package in ("lossbook", *packages):
+        found[package] = importlib.metadata.version(package)
+    return found
+
+
+def commit(*paths: str, root: Path = ROOT) -> dict[str, Any]:
+    """The commit, and whether ``paths`` differ from it; None outside a repository."""
+
+    def git(*words: str) -> str | None:
+        try:
+            answer = subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, check=True)
+        except (OSError, subprocess.CalledProcessError):
+            return None
+        return answer.stdout.strip()
+
+    changed = git("status", "--porcelain", "--", *paths)
+    return {"commit": git("rev-parse", "HEAD"), "changed": None if changed is None else changed != ""}
+
+
+def bare(source: str) -> str:
+    """Python without comments, docstrings and empty lines: what can change a result.
+
+    Example:
+        >>> bare('def f():\\n    "Says why."\\n    return 1  # one')
+        'def f():\\n    return 1'
+    """
+    lines = source.splitlines()
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.COMMENT:
+            line, column = token.start
+            lines[line - 1] = lines[line - 1][:column]
+    for node in ast.walk(ast.parse(source)):
+        first = next(iter(getattr(node, "body", [])), None) if isinstance(node, DOCUMENTED) else None
+        if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
+            assert first.end_lineno is not None
+            if not lines[first.lineno - 1][: first.col_offset].strip():  # not behind a "def f():" on the same line
+                for line in range(first.lineno - 1, first.end_lineno):
+                    lines[line] = ""
+    return "\n".join(line.rstrip() for line in lines if line.strip())
+
+
+def deciding_code(slug: str, root: Path = ROOT) -> dict[str, str]:
+    """The files that decide the numbers of ``experiments/<slug>.py``, each with a digest of its :func:`bare` code."""
+    own = f"experiments/{slug}.py"
+    files = {own, *module_files(read(root / own), root, ("lossbook", "experiments"), package="experiments")}
+    return {name: digest(bare(read(root / name))) for name in sorted(files - NOT_DECIDING)}
+
+
+def changed_code(record: Mapping[str, Any], root: Path = ROOT) -> list[str]:
+    """The files that changed after the record of an experiment was made, sorted."""
+    then, now = record["code"], deciding_code(record["slug"], root)
+    return sorted(name for name in then.keys() | now.keys() if then.get(name) != now.get(name))
