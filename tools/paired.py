@@ -17,7 +17,8 @@ import jupytext
 from sphinx.errors import SphinxError
 
 from tools.chapters import StaleChapterError, all_chapters, code_cells
-from tools.reader import execution_facts, insert_facts
+from tools.provenance import deciding_code, record_path
+from tools.reader import execution_facts, has_experiment, insert_facts
 
 COVERS = "_static/covers"  # made by the build, not committed
 
@@ -74,7 +75,12 @@ def note_dependencies(app: Any, docname: str, source: list[str]) -> None:
     notebook = Path(app.srcdir) / f"{docname}.ipynb"
     if notebook.exists():
         app.env.note_dependency(str(notebook))
-        app.env.note_dependency(str(Path(app.srcdir) / "data/results/timings.json"))
+        root = Path(app.srcdir)
+        app.env.note_dependency(str(root / "data/results/timings.json"))
+        for chapter in all_chapters(root):  # where a page speaks of a record, it says whether its code has changed
+            if has_experiment(chapter) and "{stamp}`record" in source[0]:
+                for name in (record_path(chapter.slug, root), *map(root.joinpath, deciding_code(chapter.slug, root))):
+                    app.env.note_dependency(str(name))
 
 
 def tidy_page(app: Any, pagename: str, templatename: str, context: dict[str, Any], doctree: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib.metadata
 import io
+import json
 import platform
 import subprocess
 import tokenize
@@ -96,3 +97,27 @@ def changed_code(record: Mapping[str, Any], root: Path = ROOT) -> list[str]:
     """The files that changed after the record of an experiment was made, sorted."""
     then, now = record["code"], deciding_code(record["slug"], root)
     return sorted(name for name in then.keys() | now.keys() if then.get(name) != now.get(name))
+
+
+def record_path(slug: str, root: Path = ROOT) -> Path:
+    """The record that the pages show: the one in full size where there is one, else the one for CPUs."""
+    full = root / "data" / "results" / f"{slug}_gpu.json"
+    return full if full.exists() else full.with_name(f"{slug}.json")
+
+
+def record_sentence(slug: str, root: Path = ROOT) -> str:
+    """Where the numbers of an experiment come from, and a warning if its code changed since; Markdown."""
+    from lossbook.records import Record
+
+    path = record_path(slug, root)
+    if not path.exists():
+        return f"There is no record yet: `python -m experiments.{slug}` makes it."
+    record = json.loads(read(path))
+    origin = f"commit `{record['commit'][:7]}`" if record["commit"] else "no commit"
+    if record["changed"]:
+        origin += " with changes that were not committed"
+    text = f"Record `{path.relative_to(root).as_posix()}`: {Record(record).about()}, {origin}."
+    if changed := changed_code(record, root):
+        files = ", ".join(f"`{name}`" for name in changed)
+        text += f" **Outdated: {files} changed after these runs. The figures are those of the old code.**"
+    return text

@@ -21,6 +21,7 @@ import yaml
 from pybtex.database import parse_string
 
 from tools.chapters import ROOT, SETUP_TAG, Chapter, all_chapters, config, digest, read
+from tools.provenance import record_sentence
 
 ADMONITIONS = {"admonition", "caution", "danger", "hint", "important", "note", "seealso", "tip", "warning"}
 TIMINGS = Path("data/results/timings.json")
@@ -101,13 +102,26 @@ def glued_values(notebook: Any) -> dict[str, str]:
 
 
 def execution_facts(chapter: Chapter) -> dict[str, str]:
-    """What is known of the chapter's execution: ``{stamp}`time`` in a text is replaced by it."""
+    """What is known of the chapter's execution and of the records: ``{stamp}`time`` in a text is replaced by it.
+
+    ``record`` is the sentence on the chapter's own record, ``record_<slug>`` on that of another chapter.
+    """
     path = chapter.root / TIMINGS
     times = json.loads(read(path)).get(chapter.slug, {}) if path.exists() else {}
     known = [f"{record['seconds']:.0f} s on {record['device']}" for _, record in sorted(times.items())]
     if "cuda" not in times:
         known.append("not yet measured on a GPU")
-    return {"time": "; ".join(known)}
+    records = {c.slug: record_sentence(c.slug, chapter.root) for c in all_chapters(chapter.root) if has_experiment(c)}
+    return {
+        "time": "; ".join(known),
+        **{f"record_{slug}": sentence for slug, sentence in records.items()},
+        **({"record": records[chapter.slug]} if chapter.slug in records else {}),
+    }
+
+
+def has_experiment(chapter: Chapter) -> bool:
+    """Whether there is an experiment of the chapter's name."""
+    return (chapter.root / "experiments" / f"{chapter.slug}.py").exists()
 
 
 def insert_facts(text: str, facts: dict[str, str]) -> str:
