@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tools.chapters import ROOT, StaleChapterError, all_chapters
+from tools.chapters import ROOT, StaleChapterError, all_notebooks
 
 
 def build(root: Path = ROOT, output: Path | None = None, *, clean: bool = False) -> subprocess.CompletedProcess[str]:
@@ -22,7 +22,7 @@ def build(root: Path = ROOT, output: Path | None = None, *, clean: bool = False)
     if clean or failed.exists():
         shutil.rmtree(built, ignore_errors=True)
     try:
-        for chapter in all_chapters(root):  # the build would stop as well, but behind a traceback
+        for chapter in all_notebooks(root):  # the build would stop as well, but behind a traceback
             chapter.require_fresh()
     except StaleChapterError as error:
         return subprocess.CompletedProcess([], 1, stdout=str(error))

@@ -90,7 +90,7 @@ class Chapter:
     """One chapter and everything that can be known of it without executing it."""
 
     slug: str
-    number: int
+    number: int | None  # None: a page with cells that is no chapter
     root: Path = ROOT
 
     @property
@@ -183,14 +183,15 @@ def toc_pages(root: Path = ROOT) -> list[tuple[str, int | None]]:
     return pages
 
 
+def all_notebooks(root: Path = ROOT) -> list[Chapter]:
+    """All pages with cells, in the order of the table of contents."""
+    pages = [((root / page).with_suffix(".md"), number) for page, number in toc_pages(root)]
+    return [Chapter(path.stem, number, root) for path, number in pages if is_notebook_source(path)]
+
+
 def all_chapters(root: Path = ROOT) -> list[Chapter]:
-    """The executable chapters in the order of the table of contents."""
-    chapters = []
-    for page, number in toc_pages(root):
-        path = (root / page).with_suffix(".md")
-        if number is not None and is_notebook_source(path):
-            chapters.append(Chapter(path.stem, number, root))
-    return chapters
+    """The numbered pages with cells: what :func:`all_notebooks` finds, less pages such as "Results at scale"."""
+    return [page for page in all_notebooks(root) if page.number is not None]
 
 
 def config(root: Path = ROOT) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from tqdm.auto import tqdm
 
-from tools.chapters import Chapter, StaleChapterError, all_chapters, code_cells, read
+from tools.chapters import Chapter, StaleChapterError, all_notebooks, code_cells, read
 from tools.reader import TIMINGS, SourceError, setup_cell, write_notebook
 
 # Runs before a chapter's cells: notes which files under data/ the chapter reads, and keeps progress bars one line long.
@@ -131,7 +131,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--all", action="store_true", help="execute every chapter, stale or not")
     parser.add_argument("--check", action="store_true", help="execute nothing; fail if a chapter is stale")
     options = parser.parse_args(arguments)
-    chapters = all_chapters()
+    chapters = all_notebooks()
     unknown = set(options.slugs) - {c.slug for c in chapters}
     if unknown:
         parser.error(f"no such chapter: {', '.join(sorted(unknown))}; there are {', '.join(c.slug for c in chapters)}")

@@ -16,7 +16,7 @@ from typing import Any
 import jupytext
 from sphinx.errors import SphinxError
 
-from tools.chapters import StaleChapterError, all_chapters, code_cells
+from tools.chapters import StaleChapterError, all_chapters, all_notebooks, code_cells
 from tools.provenance import deciding_code, record_path
 from tools.reader import execution_facts, has_experiment, insert_facts
 
@@ -35,7 +35,7 @@ def read_page(text: str) -> Any:
     slug = page.metadata.get("slug")
     if slug is None:
         return page
-    chapter = next(c for c in all_chapters() if c.slug == slug)
+    chapter = next(c for c in all_notebooks() if c.slug == slug)
     try:
         chapter.require_fresh()
     except StaleChapterError as error:
@@ -53,7 +53,7 @@ def read_page(text: str) -> Any:
 def check_chapters(app: Any) -> None:
     """Stop before anything is read: Sphinx would skip an unchanged page, stale or not."""
     try:
-        for chapter in all_chapters(Path(app.srcdir)):
+        for chapter in all_notebooks(Path(app.srcdir)):
             chapter.require_fresh()
     except StaleChapterError as error:
         raise StaleError(str(error)) from None
@@ -61,7 +61,7 @@ def check_chapters(app: Any) -> None:
 
 def draw_covers(app: Any) -> None:
     """Put the picture of each chapter's cell with the tag ``cover`` where the front page finds it."""
-    for chapter in all_chapters(Path(app.srcdir)):
+    for chapter in all_notebooks(Path(app.srcdir)):
         for cell, stored in zip(code_cells(chapter.source), code_cells(chapter.notebook), strict=True):
             pictures = [output.data["image/png"] for output in stored.outputs if "image/png" in output.get("data", {})]
             if "cover" in cell.metadata.get("tags", []) and pictures:
@@ -97,7 +97,7 @@ def is_thebe(file: Any) -> bool:
 def offer_notebooks(app: Any, exception: Exception | None) -> None:
     """Let the download button give the reader's notebook instead of the page's own."""
     if exception is None and app.builder.format == "html":
-        for chapter in all_chapters(Path(app.srcdir)):
+        for chapter in all_notebooks(Path(app.srcdir)):
             target = Path(app.outdir) / "_sources" / "chapters" / chapter.notebook_path.name
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(chapter.notebook_path, target)

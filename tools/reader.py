@@ -20,7 +20,7 @@ import nbformat
 import yaml
 from pybtex.database import parse_string
 
-from tools.chapters import ROOT, SETUP_TAG, Chapter, all_chapters, config, digest, read
+from tools.chapters import ROOT, SETUP_TAG, Chapter, all_chapters, all_notebooks, config, digest, read
 from tools.provenance import record_sentence
 
 ADMONITIONS = {"admonition", "caution", "danger", "hint", "important", "note", "seealso", "tip", "warning"}
@@ -131,7 +131,7 @@ def insert_facts(text: str, facts: dict[str, str]) -> str:
 
 def context_for(chapter: Chapter, notebook: Any) -> Context:
     """What references in a chapter resolve to, with the values of an executed notebook."""
-    chapters = all_chapters(chapter.root)
+    chapters = all_notebooks(chapter.root)
     return Context(
         equations=equation_numbers(chapters),
         citations=citations(chapter.root),
