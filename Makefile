@@ -6,10 +6,10 @@ PEERS := .venv/.peers
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help book live serve test lint unit notebooks pages bench mutants lock clean
+.PHONY: help book live serve test lint unit notebooks pages bench experiments mutants lock clean
 
 help: ## list the targets
-	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # pip checks what a package needs, so a torch that brings its own libraries gets them although the lock does not list them.
 $(READY): requirements.lock pyproject.toml
@@ -58,6 +58,15 @@ pages: $(READY) ## build the book from nothing with warnings as errors and read 
 bench: $(PEERS) ## time and memory beside other implementations, into data/results
 	@for module in $(basename $(notdir $(filter-out %__init__.py %harness.py, $(wildcard benchmarks/*.py)))); do \
 	  $(BIN)/python -m benchmarks.$$module || exit 1; done
+
+# PROCESSES=8 uses more cores or all GPUs, SCALE=gpu is the full form. Killed, it goes on where it was.
+SCALE ?= cpu
+PROCESSES ?= 2
+experiments: $(READY) ## the losses on public data, into data/results (SCALE=cpu: an hour on two cores)
+	@$(BIN)/python -m lossbook.data fetch all
+	@for module in $(basename $(notdir $(filter-out %__init__.py %harness.py, $(wildcard experiments/*.py)))); do \
+	  OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m torch.distributed.run --standalone --nproc-per-node $(PROCESSES) \
+	    -m experiments.$$module --scale $(SCALE) || exit 1; done
 
 mutants: $(PEERS) ## change the losses a little and see which changes no test notices (hours)
 	$(BIN)/python -m pip install --quiet "cosmic-ray==8.7.0"

@@ -38,6 +38,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from lossbook._common import (
+    check_ignore_index,
     check_index_target,
     check_number,
     check_reduction,
@@ -515,7 +516,7 @@ def margin_softmax_loss(
     _check_real(cosine, "cosine")
     if cosine.shape[-1] == 0:
         raise ValueError(f"cosine must have at least one class, got {describe(cosine)}")
-    counted = check_index_target(target, tuple(cosine.shape[:-1]), cosine.shape[-1], ignore_index)
+    counted = check_index_target(target, tuple(cosine.shape[:-1]), cosine.shape[-1], check_ignore_index(ignore_index))
     index = torch.where(counted, target, 0).long()
     if values_readable(cosine, target) and cosine.numel() > 0:
         _check_cosines(cosine, index, counted)
@@ -777,7 +778,7 @@ def linear_am_softmax_loss(
             f"got {describe(embedding)}"
         )
     rows = embedding.shape[:-1]
-    counted = check_index_target(target, tuple(rows), weight.shape[0], ignore_index)
+    counted = check_index_target(target, tuple(rows), weight.shape[0], check_ignore_index(ignore_index))
     index = torch.where(counted, target, 0).long().reshape(-1)
     # a row that does not count is a zero vector: whatever it holds reaches no gradient
     vectors = torch.where(counted.unsqueeze(-1), embedding, 0.0).reshape(target.numel(), weight.shape[1])
@@ -899,7 +900,7 @@ class MarginSoftmaxLoss(nn.Module):
             raise TypeError(f"psi must be a function of the cosine, got {describe(psi)}")
         self.psi = psi
         self.scale = check_number("scale", scale, low=0, open_low=True)
-        self.ignore_index = ignore_index
+        self.ignore_index = check_ignore_index(ignore_index)
         self.reduction = reduction
 
     def forward(self, cosine: Tensor, target: Tensor) -> Tensor:
@@ -938,7 +939,7 @@ class AmSoftmaxLoss(nn.Module):
         check_reduction(reduction)
         self.margin = check_number("margin", margin, low=0)
         self.scale = check_number("scale", scale, low=0, open_low=True)
-        self.ignore_index = ignore_index
+        self.ignore_index = check_ignore_index(ignore_index)
         self.reduction = reduction
 
     def forward(self, cosine: Tensor, target: Tensor) -> Tensor:
@@ -981,7 +982,7 @@ class LinearAmSoftmaxLoss(nn.Module):
         self.margin = check_number("margin", margin, low=0)
         self.scale = check_number("scale", scale, low=0, open_low=True)
         self.chunk_size = None if chunk_size is None else _check_count("chunk_size", chunk_size)
-        self.ignore_index = ignore_index
+        self.ignore_index = check_ignore_index(ignore_index)
         self.reduction = reduction
 
     def forward(self, embedding: Tensor, weight: Tensor, target: Tensor) -> Tensor:

@@ -43,6 +43,7 @@ from torch.autograd import Function
 from torch.nn import functional as F
 
 from lossbook._common import (
+    check_ignore_index,
     check_index_target,
     check_reduction,
     check_scores,
@@ -284,7 +285,7 @@ class _Loss(nn.Module):
     def __init__(self, *, ignore_index: int = -100, reduction: str = "mean") -> None:
         super().__init__()
         check_reduction(reduction)
-        self.ignore_index = ignore_index
+        self.ignore_index = check_ignore_index(ignore_index)
         self.reduction = reduction
 
     def extra_repr(self) -> str:
@@ -804,6 +805,7 @@ def _check_embedding(embedding: Tensor, num_classes: int) -> Tensor:
 
 def _check_target(target: Tensor, shape: torch.Size, ignore_index: int) -> tuple[Tensor, Tensor | None]:
     """The target, and for indices which rows count; in ignored rows it is 0. ``shape`` is that of the scores."""
+    check_ignore_index(ignore_index)
     if not (isinstance(target, Tensor) and target.is_floating_point()):
         counted = check_index_target(target, tuple(shape[:-1]), shape[-1], ignore_index)
         return torch.where(counted, target, 0).long(), counted

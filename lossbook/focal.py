@@ -36,6 +36,7 @@ from torch.autograd import Function
 from torch.nn import functional as F
 
 from lossbook._common import (
+    check_ignore_index,
     check_index_target,
     check_labels,
     check_number,
@@ -292,7 +293,7 @@ def softmax_focal_loss(
     check_reduction(reduction)
     dtype = _dtype(input, rows=True)
     classes = _classes(input)
-    counted = check_index_target(target, tuple(input.shape[:-1]), classes, ignore_index)
+    counted = check_index_target(target, tuple(input.shape[:-1]), classes, check_ignore_index(ignore_index))
     if weight is not None:
         _check_weight(weight, classes)
     index = target.long().masked_fill(~counted, 0)
@@ -343,7 +344,7 @@ def soft_truncated_cross_entropy(
     k = _sharpness(sharpness)
     check_reduction(reduction)
     dtype = _dtype(input, rows=True)
-    counted = check_index_target(target, tuple(input.shape[:-1]), _classes(input), ignore_index)
+    counted = check_index_target(target, tuple(input.shape[:-1]), _classes(input), check_ignore_index(ignore_index))
     index = target.long().masked_fill(~counted, 0)
     z, turned = _rest_margins(input, index, counted, (1.0, -k), dtype)
     # sigmoid(-turned) as an exponential: its derivative is not taken from 1 minus a number that has rounded to 1
@@ -634,7 +635,7 @@ class SoftmaxFocalLoss(nn.Module):
         if weight is not None:
             _check_weight(weight)
         self.gamma = check_number("gamma", gamma, low=0.0, high=_MOST_GAMMA)
-        self.ignore_index = ignore_index
+        self.ignore_index = check_ignore_index(ignore_index)
         self.reduction = reduction
         self.register_buffer("weight", weight)
 
@@ -662,7 +663,7 @@ class SoftTruncatedCrossEntropy(nn.Module):
         super().__init__()
         check_reduction(reduction)
         self.sharpness = check_number("sharpness", sharpness, low=0.0)
-        self.ignore_index = ignore_index
+        self.ignore_index = check_ignore_index(ignore_index)
         self.reduction = reduction
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:

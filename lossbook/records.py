@@ -17,7 +17,7 @@ from lossbook._extras import require
 from lossbook.data import load_record
 from lossbook.plotting import COLORS, INK
 
-MANY = 16  # rows of a picture: above it the methods of a task share a row
+MANY = 24  # rows of a picture: above it the methods of a task share a row
 
 
 @dataclass(frozen=True)

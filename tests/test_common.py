@@ -1,5 +1,7 @@
 """The reading of arguments that all losses share."""
 
+import inspect
+
 import pytest
 import torch
 from torch._subclasses import FakeTensorMode
@@ -73,6 +75,27 @@ def every_loss():
     for module, functions in arguments.items():
         for name, given in functions.items():
             yield name, getattr(module, name), given
+
+
+def ignoring():
+    """The losses that leave out rows, as (name, function, arguments), and their modules."""
+    for name, function, arguments in every_loss():
+        if "ignore_index" in inspect.signature(function).parameters:
+            yield pytest.param(lambda i, f=function, a=arguments: f(*a, ignore_index=i), id=name)
+    for module in (accuracy, am_softmax, emo, focal, multilabel_softmax):
+        for name in module.__all__:
+            twin = getattr(module, name)
+            if inspect.isclass(twin) and "ignore_index" in inspect.signature(twin).parameters:
+                more = {"psi": lambda cosine: cosine} if "psi" in inspect.signature(twin).parameters else {}
+                yield pytest.param(lambda i, f=twin, m=more: f(ignore_index=i, **m), id=name)
+
+
+@pytest.mark.parametrize("ignored", [None, True, 1.0, "x"])
+@pytest.mark.parametrize("call", list(ignoring()))
+def test_every_loss_says_at_once_that_what_is_ignored_is_no_int(call, ignored):
+    with pytest.raises(TypeError, match="ignore_index must be an integer, got"):
+        call(ignored)
+    call(-1)
 
 
 def tensors(result):

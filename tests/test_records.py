@@ -184,9 +184,9 @@ def test_the_picture_shows_each_difference(record):
 
 
 def test_the_picture_of_many_tasks_and_of_one():
-    values = {(f"t{i}", m): [0.1 * j, 0.2, 0.3] for i in range(9) for j, m in enumerate(("BCE", "a", "b"))}
+    values = {(f"t{i}", m): [0.1 * j, 0.2, 0.3] for i in range(13) for j, m in enumerate(("BCE", "a", "b"))}
     figure = plot_differences(Record(document(values)), "f1")
-    assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == [f"t{i}" for i in range(9)]
+    assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == [f"t{i}" for i in range(13)]
     assert [t.get_text() for t in figure.legends[0].get_texts()] == ["a", "b"]
     one = plot_differences(Record(document(values)), "f1", ["t3"], baseline="a")
     assert [t.get_text() for t in one.axes[0].get_yticklabels()] == ["BCE", "b"]
