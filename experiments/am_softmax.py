@@ -127,7 +127,7 @@ def every_fifth(labels: Tensor) -> Tensor:
 def place_in_class(labels: Tensor) -> Tensor:
     """How many earlier rows have the same label."""
     order = labels.argsort(stable=True)
-    _, counts = labels.unique(return_counts=True)
+    _, counts = torch.unique(labels, return_counts=True)
     first = torch.repeat_interleave(counts.cumsum(0) - counts, counts)
     place = torch.empty_like(labels)
     place[order] = torch.arange(len(labels)) - first
@@ -135,34 +135,41 @@ def place_in_class(labels: Tensor) -> Tensor:
 
 
 @cache
-def corpus(name: str, scale: str) -> Corpus:
-    """A set at a scale. BANKING77 has no validation split: a fifth of its training split is taken."""
-    texts: list[str] = []
-    labels: list[Tensor] = []
-    split: list[Tensor] = []
-
-    def add(new_texts: list[str], new_labels: Tensor, new_split: Tensor | int) -> None:
-        texts.extend(new_texts)
-        labels.append(new_labels)
-        split.append(torch.as_tensor(new_split).expand(len(new_labels)))
-
+def questions(name: str, scale: str) -> tuple[list[str], Tensor, Tensor]:
+    """Texts, labels and splits of a set. BANKING77 has no validation split: a fifth of its training split is taken."""
     if name == "BANKING77":
         bank = banking77()
-        add(bank.train.texts, bank.train.labels, every_fifth(bank.train.labels).long())
-        add(bank.test.texts, bank.test.labels, 2)
+        texts = bank.train.texts + bank.test.texts
+        label = torch.cat([bank.train.labels, bank.test.labels])
+        validates = every_fifth(bank.train.labels).long()
+        split = torch.cat([validates, torch.full_like(bank.test.labels, 2)])
     else:
         clinc = clinc150()
-        for number, part in enumerate((clinc.train, clinc.validation, clinc.test)):
-            add(part.texts, part.labels, number)
-        add(clinc.oos_test, torch.full((len(clinc.oos_test),), -1), 2)
+        parts = (clinc.train, clinc.validation, clinc.test)
+        texts = [text for part in parts for text in part.texts] + clinc.oos_test
+        label = torch.cat([*(part.labels for part in parts), torch.full((len(clinc.oos_test),), -1)])
+        lengths = torch.tensor([len(part.texts) for part in parts] + [len(clinc.oos_test)])
+        split = torch.tensor([0, 1, 2, 2]).repeat_interleave(lengths)
 
-    size, label, part = SIZES[scale], torch.cat(labels), torch.cat(split)
+    size = SIZES[scale]
     kept = label < (size.intents or len(label))
     if size.questions is not None:
-        kept &= place_in_class(3 * label + part) < size.questions
-    texts = [text for text, keep in zip(texts, kept.tolist(), strict=True) if keep]
-    shorter = [" ".join(WORD.findall(text.lower())[: size.words]) for text in texts]
-    return Corpus(texts, text_features(shorter, buckets=size.buckets), label[kept], part[kept])
+        kept &= place_in_class(3 * label + split) < size.questions
+    return [text for text, keep in zip(texts, kept.tolist(), strict=True) if keep], label[kept], split[kept]
+
+
+@cache
+def corpus(name: str, scale: str) -> Corpus:
+    """A set at a scale."""
+    texts, labels, split = questions(name, scale)
+    size = SIZES[scale]
+    shorter = [" ".join(words(text)[: size.words]) for text in texts]
+    return Corpus(list(texts), text_features(shorter, buckets=size.buckets), labels, split)
+
+
+def words(text: str) -> list[str]:
+    """What the encoder sees of a text."""
+    return WORD.findall(text.lower())
 
 
 @dataclass(frozen=True, eq=False)
@@ -265,7 +272,9 @@ def fit(job: Job, data: Corpus, intents: Tensor) -> Reader:
     labels = torch.searchsorted(intents, data.labels[rows])
     known = data.features[(data.split == 0) & (data.labels >= 0)]  # the stored ones too, without their intents
     with seeded(job.seed):
-        encoder = TextEncoder(size.word, size.state, buckets=size.buckets, features=known)
+        how = {"gain": job.settings["gain"]} if job.method == UNTRAINED else {}
+        rare = known if job.settings.get("rarity", True) else None
+        encoder = TextEncoder(size.word, size.state, buckets=size.buckets, features=rare, **how)
         last: nn.Module = nn.Identity()
         if job.method == "softmax":
             last = nn.Linear(encoder.out_features, len(intents))
@@ -400,7 +409,7 @@ def product(**values: Sequence[Any]) -> list[dict[str, Any]]:
 
 
 def grids(scale: str) -> dict[str, list[dict[str, Any]]]:
-    """Eight settings for each rival."""
+    """Eight settings for each rival, two in the smallest form."""
     rivals = {
         "softmax": product(lr=(0.003, 0.01), scale=(1.0, 3.0, 10.0, 30.0)),
         "normalised softmax": product(lr=(0.003, 0.01), scale=(5.0, 10.0, 20.0, 30.0)),
@@ -408,13 +417,12 @@ def grids(scale: str) -> dict[str, list[dict[str, Any]]]:
         "ArcFace": product(lr=(0.003, 0.01), scale=(10.0, 30.0), margin=(0.2, 0.5)),
         "min-cos": product(lr=(0.003, 0.01), scale=(10.0, 30.0), margin=(2, 4)),
         "triplet": product(lr=(0.003, 0.01), mining=("all", "hard"), margin=(0.1, 0.2)),
+        UNTRAINED: product(rarity=(True, False), gain=(0.0, 0.1, 0.3, 1.0)),
         COUNTED: [
             {"shortest": a, "longest": b} for a, b in ((1, 3), (2, 3), (2, 4), (2, 5), (3, 3), (3, 4), (3, 5), (4, 5))
         ],
     }
-    if scale == "smoke":
-        rivals = {method: grid[::7] for method, grid in rivals.items()}
-    return {**rivals, UNTRAINED: [{}]}
+    return {method: grid[::7] if scale == "smoke" else grid for method, grid in rivals.items()}
 
 
 METRICS = {
@@ -434,7 +442,19 @@ def tasks(scale: str) -> list[Task]:
     made = []
     for name, set_name in (("BANKING77", "banking77"), ("CLINC150", "clinc150")):
         unseen, validation = of_scale(UNSEEN, name, scale), of_scale(VALIDATION, name, scale)
+        texts, labels, split = questions(name, scale)
+        inside = [int(((split == part) & (labels >= 0)).sum()) for part in range(3)]
+        known = {tuple(words(text)) for text, part in zip(texts, split.tolist(), strict=True) if part == 0}
+        met = sum(tuple(words(t)) in known for t, p in zip(texts, split.tolist(), strict=True) if p == 2)
+        longer = sum(len(words(text)) > size.words for text in texts)
+        own = name == "CLINC150"
         facts = {
+            "intents": f"{int(labels.max()) + 1}, of them {unseen} unseen; {validation} of the others for validation",
+            "questions": f"{inside[0]} to train and to store, {inside[1]} to validate, {inside[2]} to test",
+            "validation": "the makers' split" if own else "every fifth training question of an intent",
+            "outliers": f"{int((labels < 0).sum())} out of scope" if own else "test questions of unseen intents",
+            "test questions with the words of a training question": met,
+            "questions cut off": f"{longer}, after {size.words} words",
             "steps": size.steps,
             "batch": f"{GROUPS} groups of {GROUP} questions of an intent",
             "encoder": f"words of {size.word} numbers, GRU of {size.state}, {size.buckets} buckets",
