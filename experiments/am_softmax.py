@@ -409,19 +409,33 @@ def product(**values: Sequence[Any]) -> list[dict[str, Any]]:
 
 
 def grids(scale: str) -> dict[str, list[dict[str, Any]]]:
-    """Eight settings for each rival, two in the smallest form."""
+    """Equally many settings for each rival: two in the smallest form, else nine, in full size twelve.
+
+    The vectors of the encoder are short: softmax needs a large factor of its scores, and a margin's scale is not one.
+    """
+    full = scale == "gpu"
+    rates = {"lr": (0.0003, 0.001, 0.003)}
+
+    def margins(scales: Sequence[float], low: float, usual: float) -> list[dict[str, Any]]:
+        settings = product(**rates, scale=scales, margin=(usual, low))
+        return [s for s in settings if full or s["margin"] == usual or s["scale"] == scales[-1]]
+
+    lengths = [(1, 3), (1, 4), (2, 3), (2, 4), (2, 5), (3, 3), (3, 4), (3, 5), (4, 5)]
+    lengths += [(1, 2), (2, 6), (3, 6)] if full else []
+    gains = (0.0, 0.1, 0.3, 1.0, 3.0)
     rivals = {
-        "softmax": product(lr=(0.003, 0.01), scale=(1.0, 3.0, 10.0, 30.0)),
-        "normalised softmax": product(lr=(0.003, 0.01), scale=(5.0, 10.0, 20.0, 30.0)),
-        "AM-softmax": product(lr=(0.003, 0.01), scale=(10.0, 30.0), margin=(0.2, 0.35)),
-        "ArcFace": product(lr=(0.003, 0.01), scale=(10.0, 30.0), margin=(0.2, 0.5)),
-        "min-cos": product(lr=(0.003, 0.01), scale=(10.0, 30.0), margin=(2, 4)),
-        "triplet": product(lr=(0.003, 0.01), mining=("all", "hard"), margin=(0.1, 0.2)),
-        UNTRAINED: product(rarity=(True, False), gain=(0.0, 0.1, 0.3, 1.0)),
-        COUNTED: [
-            {"shortest": a, "longest": b} for a, b in ((1, 3), (2, 3), (2, 4), (2, 5), (3, 3), (3, 4), (3, 5), (4, 5))
-        ],
+        "softmax": product(lr=(0.001, 0.003, 0.01), scale=(1.0, 30.0, 100.0, 300.0) if full else (1.0, 100.0, 300.0)),
+        "normalised softmax": product(**rates, scale=(5.0, 10.0, 20.0, 30.0) if full else (10.0, 20.0, 30.0)),
+        "AM-softmax": margins((10.0, 30.0), 0.2, 0.35),
+        "ArcFace": margins((10.0, 30.0), 0.2, 0.5),
+        "min-cos": margins((30.0, 10.0), 2, 4),
+        "triplet": product(**rates, margin=(0.1, 0.2), mining=("all", "hard")),
+        UNTRAINED: product(rarity=(True, False), gain=(*gains, 10.0) if full else gains),
+        COUNTED: [{"shortest": shortest, "longest": longest} for shortest, longest in lengths],
     }
+    if not full:
+        rivals["triplet"] = [s for s in rivals["triplet"] if (s["margin"], s["mining"]) != (0.2, "hard")]
+        rivals[UNTRAINED] = rivals[UNTRAINED][:9]
     return {method: grid[::7] if scale == "smoke" else grid for method, grid in rivals.items()}
 
 
