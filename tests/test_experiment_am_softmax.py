@@ -273,6 +273,61 @@ def test_a_tuning_run_reads_neither_test_questions_nor_unseen_intents(method):
 
 @pytest.mark.usefixtures("made")
 @pytest.mark.parametrize("name", ["BANKING77", "CLINC150"])
+def test_what_is_learnt_searched_and_refused(name, monkeypatch):
+    """With vectors that have nothing to do with the texts, and the sets of questions written out."""
+    data = experiment.corpus(name, "smoke")
+    z = torch.randn(len(data.texts), 3, generator=torch.Generator().manual_seed(0))
+    learnt, asked = [], []
+
+    def fit(job, corpus, intents):
+        learnt.append(set(intents.tolist()))
+
+    def predict(model, places):
+        asked.append(places)
+        return z[places]
+
+    monkeypatch.setattr(experiment, "fit", fit)
+    monkeypatch.setattr(experiment, "predict", predict)
+    settings = {"lr": 0.1, "scale": 1.0}
+    tuned = experiment.run(job_of(name, "softmax", settings, False))
+    final = experiment.run(job_of(name, "softmax", settings, True))
+
+    intents = experiment.divide(10, 3, 3, 3)
+    seen, unseen, validation = (set(part.tolist()) for part in (intents.seen, intents.unseen, intents.validation))
+    assert learnt == [seen - validation, seen]
+    rows = {
+        (part, kind): [
+            i
+            for i, (label, split) in enumerate(zip(data.labels.tolist(), data.split.tolist(), strict=True))
+            if split == part and label in group
+        ]
+        for part in range(3)
+        for kind, group in (("seen", seen), ("unseen", unseen), ("validation", validation), ("outside", {-1}))
+    }
+    own = sorted(rows[0, "validation"] + rows[1, "validation"])
+    assert asked[0].tolist() == own
+    assert tuned["top1"] == retrieval_accuracy(z[own], data.labels[own], k=1)[1].item()
+
+    unit = F.normalize(z, dim=1)
+    queries, store = rows[2, "unseen"], rows[0, "unseen"]
+    cosine = unit[queries] @ unit[store].T
+    for k in (1, 5, 10):
+        expected = found_by_loops(cosine, data.labels[queries], data.labels[store].tolist(), k)
+        assert final[f"top{k}"] == pytest.approx(expected)
+    counted = experiment.by_letters(name, "smoke", 2, 4)(torch.tensor(queries), torch.tensor(store))
+    joined = found_by_loops(cosine + counted, data.labels[queries], data.labels[store].tolist(), 1)
+    assert final["top1_joined"] == pytest.approx(joined, abs=1e-6)
+
+    def nearest(kind):
+        return (unit[rows[kind]] @ unit[rows[0, "seen"]].T).amax(1)
+
+    outliers = nearest((2, "outside") if name == "CLINC150" else (2, "unseen"))
+    expected = experiment.rejection(nearest((1, "seen")), nearest((2, "seen")), outliers)
+    assert {key: final[key] for key in expected} == pytest.approx(expected)
+
+
+@pytest.mark.usefixtures("made")
+@pytest.mark.parametrize("name", ["BANKING77", "CLINC150"])
 @pytest.mark.parametrize("method", METHODS)
 def test_a_final_run_returns_every_metric_and_repeats(name, method):
     settings = experiment.grids("smoke")[method][0]
