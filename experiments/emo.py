@@ -6,21 +6,23 @@ has not seen: with cross-entropy, with EMO (:func:`lossbook.emo.linear_emo_loss`
 (:func:`lossbook.emo.linear_emo_ce_loss`). Same start, same batches, same number of steps. The costs of EMO use a frozen
 copy of the start's word vectors.
 
-Three tasks share the models:
+The tasks share their models:
 
-* the start, before it is trained on;
-* the three continuations as they are, at temperature 1;
+* the start, before it is trained on, and the text itself, for comparison;
+* the three continuations, each with the best of six settings: six learning rates for cross-entropy and for EMO; three
+  learning rates and two weights of EMO in EMO + CE, the published one and half of it;
 * the same models with one sharpness: the scores of each are divided by the temperature at which its mean entropy on
-  validation text is that of the start at temperature 0.9. What a loss gains there is more than a temperature gives.
+  validation text is that of the start at temperature 0.9. What a loss gains there is more than a temperature gives;
+* the three continuations at one learning rate that was fixed beforehand, with the published weight.
 
-How they are chosen. Each rival has six settings: six learning rates for cross-entropy and for EMO; three learning
-rates and two weights of EMO in EMO + CE, the published one and half of it. EMO is no proper scoring rule, so perplexity
-would be a judge on the side of cross-entropy. Every rival is judged by the next-word accuracy on validation text
-instead, which no temperature changes. The learning rate of the start is fixed, as the three continuations share it.
+EMO is no proper scoring rule, so perplexity would be a judge on the side of cross-entropy. Every rival is judged by its
+accuracy on validation text, which no temperature changes, at the places where the next word is a word and not the mark
+``<unk>`` for rare ones; the answer is the best word, not the mark. Whoever says the mark less often gains nothing by
+that. The learning rate of the start is fixed, as the three continuations share it.
 
 What is measured, on test text:
 
-* perplexity and next-word accuracy; the mark for rare words counts like any other word;
+* perplexity and accuracy, where the mark counts like a word, and the accuracy among words, as above;
 * cost: the EMO value, by the frozen vectors that EMO was given, and by vectors from neighbour counts that no loss saw;
 * samples: each prompt of 32 words from the test text is continued by 64 sampled words. The share of different words
   and of different pairs and triples among all of them; the share of groups of four words that were there before in the
@@ -28,8 +30,8 @@ What is measured, on test text:
   the windows' counts of words and hashed pairs, weighted by TF-IDF and reduced by a truncated SVD fitted on training
   text, are sorted into clusters by k-means over sampled and true continuations together; the two histograms P and Q
   are compared by the area under the curve of exp(-5 KL(Q|R)) and exp(-5 KL(P|R)) over mixtures R of both. Finite
-  samples do not reach 1, so the same score of the true continuations of the prompts and of those of other prompts,
-  which lie in between, is given as well.
+  samples do not reach 1. So the text itself is measured in the same way: the true continuations of the prompts
+  against those of other prompts, which lie in between.
 
 Run ``python -m experiments.emo [--scale smoke|cpu|gpu]``. The CPU scale cuts the vocabulary and the texts.
 """
@@ -40,7 +42,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -59,10 +61,11 @@ from lossbook.emo import emo_loss, linear_emo_ce_loss, linear_emo_loss
 from lossbook.models import WordModel
 from lossbook.training import seeded, train
 
-START, AS_IS, LEVEL = "the start", "trained on", "trained on, same sharpness"
+START, TEXT = "the start", "the text itself"
+CHOSEN, LEVEL, ONE_RATE = "rate chosen", "rate chosen, one sharpness", "one rate"
 CE, EMO, BOTH = "cross-entropy", "EMO", "EMO + CE"
 PROMPT, CONTINUATION = 32, 64  # words
-COOLED = 0.9  # the start at this temperature sets the sharpness of the third task
+COOLED = 0.9  # the start at this temperature sets the one sharpness
 PAIRS = 8192  # buckets of hashed pairs of words
 
 
@@ -90,8 +93,8 @@ class Plan:
 
 PLANS = {
     "smoke": Plan(300, 16, 0.1, 32, 16, 8_000, 1, 5e-3, 2_000, 2_000, 2_000, 40, 8, 8, 8, 60),
-    "cpu": Plan(4_000, 96, 0.1, 64, 8, 1_000_000, 1, 3e-3, 250_000, 50_000, 60_000, 1_000, 64, 32, 64, 6_000),
-    "gpu": Plan(33_278, 650, 0.4, 64, 64, 1_566_000, 8, 2e-3, 520_000, 217_000, 245_000, 1_276, 96, 32, 128, 24_000),
+    "cpu": Plan(4_000, 96, 0.1, 64, 8, 700_000, 1, 5e-3, 130_000, 50_000, 40_000, 800, 64, 32, 64, 6_000),
+    "gpu": Plan(33_278, 650, 0.4, 64, 32, 1_566_000, 8, 2e-3, 520_000, 217_000, 245_000, 1_276, 96, 32, 128, 24_000),
 }
 
 
@@ -112,16 +115,28 @@ def windows(text: Tensor, length: int) -> tuple[Tensor, Tensor]:
     return text[: n * length].view(n, length), text[1 : n * length + 1].view(n, length)
 
 
+class Texts(NamedTuple):
+    """The parts of the text, and the number of the mark for rare words."""
+
+    start: Tensor
+    more: Tensor
+    validation: Tensor
+    test: Tensor
+    rare: int
+
+
 @cache
-def texts(plan: Plan) -> dict[str, Tensor]:
-    """The text by parts: ``start`` and ``more`` of the training text, ``validation``, ``test``."""
+def texts(plan: Plan) -> Texts:
+    """WikiText-2 with the vocabulary cut; its training text is cut into ``start`` and ``more``."""
     public = wikitext2()
     counts = torch.bincount(public.train, minlength=len(public.vocabulary))
     rare = public.vocabulary.index("<unk>")
-    whole = {"train": public.train, "validation": public.validation, "test": public.test}
-    whole = {name: cut(text, counts, plan.vocabulary, rare) for name, text in whole.items()}
-    learned = whole.pop("train")
-    return {"start": learned[: plan.start_words], "more": learned[plan.start_words :][: plan.more_words], **whole}
+    learned, validation, test, mark = (
+        cut(text, counts, plan.vocabulary, rare)
+        for text in (public.train, public.validation, public.test, torch.tensor([rare]))
+    )
+    more = learned[plan.start_words :][: plan.more_words]
+    return Texts(learned[: plan.start_words], more, validation, test, int(mark))
 
 
 def prompts(text: Tensor, number: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -211,7 +226,7 @@ def bags(rows: Tensor, vocabulary: int, pairs: int = PAIRS) -> csr_matrix:
 @cache
 def features(plan: Plan) -> Callable[[Tensor], NDArray[np.float64]]:
     """Windows of words as points on a sphere: TF-IDF and a truncated SVD, both fitted on training text."""
-    rows, _ = windows(texts(plan)["start"], CONTINUATION)
+    rows, _ = windows(texts(plan).start, CONTINUATION)
     counted = bags(rows[: plan.fitted_windows], plan.vocabulary)
     weighted = TfidfTransformer(sublinear_tf=True).fit(counted)
     reduced = TruncatedSVD(plan.dimensions, random_state=0).fit(weighted.transform(counted))
@@ -250,7 +265,7 @@ def neighbour_vectors(text: Tensor, size: int, dimensions: int) -> Tensor:
 @cache
 def count_vectors(plan: Plan) -> Tensor:
     """The vectors from counts, of the training text."""
-    return neighbour_vectors(texts(plan)["start"], plan.vocabulary, plan.counted)
+    return neighbour_vectors(texts(plan).start, plan.vocabulary, plan.counted)
 
 
 # Models -------------------------------------------------------------------------------------------------------------
@@ -308,7 +323,7 @@ def start_weights(job: Job, plan: Plan) -> dict[str, Tensor]:
 
     def make() -> dict[str, Tensor]:
         model = fresh(plan, job.seed)
-        fit(model, CE, 0.5, job, texts(plan)["start"], plan.start_epochs, plan.start_lr, job.seed)
+        fit(model, CE, 0.5, job, texts(plan).start, plan.start_epochs, plan.start_lr, job.seed)
         return model.state_dict()
 
     return job.keep(f"start-{job.seed}", make)
@@ -320,7 +335,7 @@ def trained_on(job: Job, plan: Plan) -> dict[str, Tensor]:
 
     def make() -> dict[str, Tensor]:
         model = with_weights(plan, start_weights(job, plan), job.device)
-        fit(model, job.method, weight, job, texts(plan)["more"], 1, lr, job.seed + 1000)
+        fit(model, job.method, weight, job, texts(plan).more, 1, lr, job.seed + 1000)
         return model.state_dict()
 
     return job.keep(f"{job.method.replace(' + ', '-')}-{lr}-{weight}-{job.seed}", make)
@@ -344,97 +359,116 @@ def fit(
 def evaluate(
     model: WordModel,
     text: Tensor,
-    length: int,
+    plan: Plan,
+    rare: int,
     temperature: float = 1.0,
     yardsticks: Mapping[str, Tensor] | None = None,
 ) -> dict[str, float]:
-    """Perplexity, accuracy, mean entropy, and the mean cost by each yardstick, over a text in pieces."""
+    """Perplexity, accuracy, mean entropy, and the mean cost by each yardstick, over a text in pieces.
+
+    ``accuracy_words`` leaves out the mark for rare words, as a wanted word and as an answer.
+    """
     model.eval()
-    total: dict[str, float] = dict.fromkeys(("nll", "accuracy", "entropy", *(yardsticks or {})), 0.0)
-    rows = windows(text, length)
+    yardsticks = yardsticks or {}
+    names = ("nll", "accuracy", "accuracy_words", "entropy", *yardsticks)
+    total: dict[str, float] = dict.fromkeys(names, 0.0)
+    rows = windows(text, plan.length)
     for places in torch.arange(len(rows[0])).split(16):  # type: ignore[no-untyped-call]
-        words, target = (part[places] for part in rows)
-        target = target.flatten().to(model.bias.device)
-        scores = model(words.to(model.bias.device)).flatten(0, 1) / temperature
+        words, target = (part[places].to(model.bias.device) for part in rows)
+        target = target.flatten()
+        scores = model(words).flatten(0, 1) / temperature
         log_p = scores.log_softmax(-1)
         total["nll"] += F.nll_loss(log_p, target, reduction="sum").item()
         total["accuracy"] += (scores.argmax(-1) == target).sum().item()
         total["entropy"] -= (log_p.exp() * log_p).sum().item()
-        for name, vectors in (yardsticks or {}).items():
+        for name, vectors in yardsticks.items():
             total[name] += emo_loss(scores, target, vectors, reduction="sum").item()
-    found = {name: value / rows[1].numel() for name, value in total.items()}
+        scores[:, rare] = -torch.inf
+        total["accuracy_words"] += (scores.argmax(-1) == target).sum().item()  # where the mark is wanted, none is right
+    number = rows[1].numel()
+    found = {name: value / number for name, value in total.items()}
+    found["accuracy_words"] *= number / int((rows[1] != rare).sum())
     return {"perplexity": math.exp(found.pop("nll")), **found}
 
 
-def temperature_for(model: WordModel, text: Tensor, length: int, entropy: float) -> float:
+def temperature_for(model: WordModel, text: Tensor, plan: Plan, rare: int, entropy: float) -> float:
     """The temperature at which the model has this mean entropy on a text, by bisection between 1/8 and 8."""
     low, high = -3.0, 3.0  # powers of 2; the entropy grows with the temperature
-    for _ in range(16):
+    for _ in range(14):
         middle = (low + high) / 2
-        if evaluate(model, text, length, 2**middle)["entropy"] < entropy:
+        if evaluate(model, text, plan, rare, 2**middle)["entropy"] < entropy:
             low = middle
         else:
             high = middle
     return float(2 ** ((low + high) / 2))
 
 
+def measure_samples(rows: Tensor, true: Tensor, plan: Plan, seed: int) -> dict[str, float]:
+    """How varied the rows are, and how much they are like the true ones."""
+    found = {f"distinct_{k}": distinct(rows, k) for k in (1, 2, 3)}
+    points = features(plan)
+    return {**found, "repeats": repeats(rows), "mauve": likeness(points(rows), points(true), plan.clusters, seed)}
+
+
 def measure(job: Job, plan: Plan, model: WordModel, start: WordModel) -> dict[str, float]:
-    """All metrics on test text, at temperature 1 or, in the third task, at the common sharpness."""
+    """All metrics on test text, at temperature 1 or at the one sharpness."""
     parts = texts(plan)
     temperature = 1.0
     if job.task.name == LEVEL:
-        short = parts["validation"][: plan.validation_words // 8]
-        wanted = evaluate(start, short, plan.length, COOLED)["entropy"]
-        temperature = temperature_for(model, short, plan.length, wanted)
+        short = parts.validation[: plan.validation_words // 8]
+        wanted = evaluate(start, short, plan, parts.rare, COOLED)["entropy"]
+        temperature = temperature_for(model, short, plan, parts.rare, wanted)
     yardsticks = {"cost": start.vectors.weight, "cost_counted": count_vectors(plan).to(job.device)}
-    found = evaluate(model, parts["test"][: plan.test_words], plan.length, temperature, yardsticks)
-
-    before, after, others = prompts(parts["test"], plan.prompts)
+    found = evaluate(model, parts.test[: plan.test_words], plan, parts.rare, temperature, yardsticks)
+    before, true, _ = prompts(parts.test, plan.prompts)
     drawn = sample(model, before.to(job.device), CONTINUATION, temperature, job.seed).cpu()
-    drawn_points, after_points, other_points = (features(plan)(rows) for rows in (drawn, after, others))
-    found["mauve"] = likeness(after_points, drawn_points, plan.clusters, job.seed)
-    found["mauve_text"] = likeness(after_points, other_points, plan.clusters, job.seed)
-    for name, rows in (("", drawn), ("_text", after)):
-        found |= {f"distinct_{k}{name}": distinct(rows, k) for k in (1, 2, 3)}
-        found[f"repeats{name}"] = repeats(rows)
-    return {**found, "temperature": temperature}
+    return {**found, **measure_samples(drawn, true, plan, job.seed), "temperature": temperature}
 
 
 def run(job: Job) -> dict[str, float]:
-    """One model: its validation accuracy, or all metrics on test text."""
+    """One model: its metrics on validation text, or all metrics on test text."""
     plan = PLANS[job.scale]
+    parts = texts(plan)
+    if job.task.name == TEXT:
+        _, true, others = prompts(parts.test, plan.prompts)
+        return measure_samples(others, true, plan, job.seed)
     start = with_weights(plan, start_weights(job, plan), job.device)
     model = start if job.task.name == START else with_weights(plan, trained_on(job, plan), job.device)
     if job.final:
         return measure(job, plan, model, start)
-    return evaluate(model, texts(plan)["validation"][: plan.validation_words], plan.length)
+    return evaluate(model, parts.validation[: plan.validation_words], plan, parts.rare)
 
 
 def tasks(scale: str) -> list[Task]:
-    """The start, the models trained on, and these at one sharpness."""
+    """The start and the text, the models trained on, these at one sharpness, and models of one rate."""
     plan = PLANS[scale]
-    rates = (1e-4, 3e-4, 6e-4, 1e-3, 2e-3, 3e-3) if scale != "smoke" else (1e-3, 3e-3)
-    fewer = (3e-4, 1e-3, 3e-3) if scale != "smoke" else (1e-3,)
+    rates = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3) if scale != "smoke" else (1e-3, 3e-3)
+    fewer = rates[-3:] if scale != "smoke" else (1e-3,)
     grids = {
         CE: [{"lr": lr} for lr in rates],
         EMO: [{"lr": lr} for lr in rates],
         BOTH: [{"lr": lr, "weight": weight} for lr in fewer for weight in (0.5, 0.25)],
     }
+    fixed = {"lr": 3e-4}
+    alike = {CE: [fixed], EMO: [fixed], BOTH: [{**fixed, "weight": 0.5}]}
     facts = {
         **asdict(plan),
         "text": "WikiText-2, word by word; the most frequent words of its training text, others are <unk>",
         "network": f"a GRU with {plan.hidden} units, word vectors shared by input and output",
-        "steps of the start": -(-plan.start_words // plan.length // plan.batch) * plan.start_epochs,
-        "steps after it": -(-plan.more_words // plan.length // plan.batch),
+        "steps of the start": -(-(plan.start_words - 1) // plan.length // plan.batch) * plan.start_epochs,
+        "steps after it": -(-(plan.more_words - 1) // plan.length // plan.batch),
         "samples": f"{PROMPT} words of test text, continued by {CONTINUATION} words",
     }
-    common: dict[str, Any] = {"sets": ("wikitext-2",), "score": "accuracy", "facts": facts}
+    common: dict[str, Any] = {"sets": ("wikitext-2",), "score": "accuracy_words", "facts": facts}
     if scale == "smoke":
         common["seeds"] = (1, 2)
+    sampled = ("distinct_1", "distinct_2", "distinct_3", "repeats", "mauve")
     return [
         Task(START, methods={CE: [{"lr": plan.start_lr}]}, stage=0, **common),
-        Task(AS_IS, methods=grids, stage=1, **common),
-        Task(LEVEL, methods=grids, stage=2, **common),
+        Task(TEXT, methods={"other true continuations": [{}]}, stage=0, metrics=sampled, **common),
+        Task(CHOSEN, methods=grids, stage=1, **common),
+        Task(ONE_RATE, methods=alike, stage=2, **common),
+        Task(LEVEL, methods=grids, stage=3, **common),
     ]
 
 
@@ -446,6 +480,7 @@ EXPERIMENT = Experiment(
     metrics={
         "perplexity": "perplexity",
         "accuracy": "accuracy",
+        "accuracy_words": "accuracy among words",
         "entropy": "entropy",
         "cost": "cost, own vectors",
         "cost_counted": "cost, vectors from counts",
@@ -455,11 +490,6 @@ EXPERIMENT = Experiment(
         "repeats": "repeated groups of 4",
         "mauve": "likeness to the text",
         "temperature": "temperature",
-        "distinct_1_text": "distinct-1 of the text",
-        "distinct_2_text": "distinct-2 of the text",
-        "distinct_3_text": "distinct-3 of the text",
-        "repeats_text": "repeated groups of 4 in the text",
-        "mauve_text": "likeness of two texts",
     },
     baseline=CE,
     packages=("numpy", "scipy", "scikit-learn"),

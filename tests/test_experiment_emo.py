@@ -232,25 +232,35 @@ def test_the_losses_are_the_package_s():
 # Measures
 
 
+SHORT = replace(PLAN, length=5)
+
+
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 def test_evaluate_against_the_definitions(temperature):
     model = small_model()
     text = torch.randint(7, (20 * 5 + 4,), generator=torch.Generator().manual_seed(0))
     vectors = torch.randn(7, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    found = experiment.evaluate(model, text, 5, temperature, {"cost": vectors.float()})
+    rare = model(text[None, :100]).argmax(-1).flatten().mode().values.item()  # the most frequent answer
+    found = experiment.evaluate(model, text, SHORT, rare, temperature, {"cost": vectors.float()})
     unit = vectors / vectors.norm(dim=1, keepdim=True)
     logs, hits, entropy, cost, n = 0.0, 0, 0.0, 0.0, 0
+    among_words = []
     for piece in range(20):
         scores = model(text[None, piece * 5 : piece * 5 + 5])[0].double() / temperature
         for place, p in enumerate(scores.softmax(-1).detach()):
-            t = text[piece * 5 + place + 1]
+            t = text[piece * 5 + place + 1].item()
             logs -= math.log(p[t])
             hits += int(p.argmax() == t)
             entropy -= sum(x * math.log(x) for x in p.tolist())
             cost += float((p * (1 - unit @ unit[t])).sum())
             n += 1
+            if t != rare:
+                among_words.append(max((i for i in range(7) if i != rare), key=p.tolist().__getitem__) == t)
     assert n == 100
     wanted = {"perplexity": math.exp(logs / n), "accuracy": hits / n, "entropy": entropy / n, "cost": cost / n}
+    wanted["accuracy_words"] = sum(among_words) / len(among_words)
+    assert len(among_words) < n
+    assert wanted["accuracy_words"] != wanted["accuracy"]
     assert found == pytest.approx(wanted, rel=1e-5)
 
 
@@ -258,8 +268,9 @@ def test_the_temperature_gives_the_wanted_entropy():
     model = small_model()
     text = torch.randint(7, (101,), generator=torch.Generator().manual_seed(0))
     for wanted in (0.5, 1.2, 1.6):
-        temperature = experiment.temperature_for(model, text, 5, wanted)
-        assert experiment.evaluate(model, text, 5, temperature)["entropy"] == pytest.approx(wanted, abs=1e-3)
+        temperature = experiment.temperature_for(model, text, SHORT, 0, wanted)
+        found = experiment.evaluate(model, text, SHORT, 0, temperature)
+        assert found["entropy"] == pytest.approx(wanted, abs=1e-3)
 
 
 # The whole of it
@@ -292,62 +303,74 @@ def job(task, method, folder, final=True, seed=1, **settings):
 
 def test_parts_of_the_text_do_not_overlap(made_text):
     parts = experiment.texts(PLAN)
-    assert [len(parts[name]) for name in ("start", "more", "validation", "test")] == [700, 300, 500, 1500]
+    assert [len(part) for part in parts[:4]] == [700, 300, 500, 1500]
     counts = torch.bincount(made_text.train, minlength=20)
     whole = experiment.cut(made_text.train, counts, 12, rare=0)
-    assert torch.equal(torch.cat([parts["start"], parts["more"]]), whole)
+    assert torch.equal(torch.cat([parts.start, parts.more]), whole)
+    assert parts.rare == counts.argsort(descending=True, stable=True).tolist().index(0) < 12
 
 
 def test_all_continue_from_the_same_start_and_keep_their_models(made_text, tmp_path):
     start = experiment.run(job(experiment.START, experiment.CE, tmp_path, lr=0.005))
+    rivals = (experiment.CE, experiment.EMO, experiment.BOTH)
     found = {
         (task, method): experiment.run(job(task, method, tmp_path, lr=0.003))
-        for task in (experiment.AS_IS, experiment.LEVEL)
-        for method in (experiment.CE, experiment.EMO, experiment.BOTH)
+        for task in (experiment.CHOSEN, experiment.LEVEL)
+        for method in rivals
     }
     assert len(list(tmp_path.iterdir())) == 1 + 3  # one start, one model for each method, none made twice
     for run in (start, *found.values()):
         assert run.keys() >= experiment.EXPERIMENT.metrics.keys()
-    for method in (experiment.CE, experiment.EMO, experiment.BOTH):
-        plain, level = found[experiment.AS_IS, method], found[experiment.LEVEL, method]
+    for method in rivals:
+        plain, level = found[experiment.CHOSEN, method], found[experiment.LEVEL, method]
         assert plain["temperature"] == 1
         assert level["temperature"] < 1
         assert plain["accuracy"] == pytest.approx(level["accuracy"])
         assert level["entropy"] < plain["entropy"]
-    as_is = [
-        found[experiment.AS_IS, method]["perplexity"] for method in (experiment.CE, experiment.EMO, experiment.BOTH)
-    ]
-    assert len({*as_is, start["perplexity"]}) == 4
+    assert len({start["perplexity"], *(found[experiment.CHOSEN, method]["perplexity"] for method in rivals)}) == 4
+
+
+def test_the_text_itself_is_measured_like_samples(made_text, tmp_path):
+    found = experiment.run(job(experiment.TEXT, "other true continuations", tmp_path))
+    _, true, others = experiment.prompts(experiment.texts(PLAN).test, PLAN.prompts)
+    assert found["distinct_2"] == experiment.distinct(others, 2)
+    assert found["repeats"] == experiment.repeats(others)
+    own = experiment.measure_samples(true, true, PLAN, 1)
+    assert own["mauve"] == pytest.approx(1)
+    assert 0 < found["mauve"] <= 1
 
 
 def test_a_run_gives_the_same_numbers_with_and_without_kept_weights(made_text, tmp_path):
-    first = experiment.run(job(experiment.AS_IS, experiment.BOTH, tmp_path, lr=0.003, weight=0.25))
-    again = experiment.run(job(experiment.AS_IS, experiment.BOTH, tmp_path, lr=0.003, weight=0.25))
-    alone = experiment.run(job(experiment.AS_IS, experiment.BOTH, None, lr=0.003, weight=0.25))
-    other = experiment.run(job(experiment.AS_IS, experiment.BOTH, tmp_path, lr=0.003, weight=0.5))
+    first = experiment.run(job(experiment.CHOSEN, experiment.BOTH, tmp_path, lr=0.003, weight=0.25))
+    again = experiment.run(job(experiment.CHOSEN, experiment.BOTH, tmp_path, lr=0.003, weight=0.25))
+    alone = experiment.run(job(experiment.CHOSEN, experiment.BOTH, None, lr=0.003, weight=0.25))
+    other = experiment.run(job(experiment.CHOSEN, experiment.BOTH, tmp_path, lr=0.003, weight=0.5))
     assert first == again == alone
     assert other["perplexity"] != first["perplexity"]
 
 
 def test_tuning_reads_validation_text_only(made_text, tmp_path, monkeypatch):
-    tuning = job(experiment.AS_IS, experiment.CE, tmp_path, final=False, lr=0.003)
-    experiment.texts(PLAN)["test"].zero_()
+    tuning = job(experiment.CHOSEN, experiment.CE, tmp_path, final=False, lr=0.003)
+    experiment.texts(PLAN).test.zero_()
     found = experiment.run(tuning)
     again = experiment.run(tuning)
     assert found == again
-    assert found.keys() == {"perplexity", "accuracy", "entropy"}
-    experiment.texts(PLAN)["validation"].zero_()
+    assert found.keys() == {"perplexity", "accuracy", "accuracy_words", "entropy"}
+    experiment.texts(PLAN).validation.copy_(experiment.texts(PLAN).validation.flip(0))
     assert experiment.run(tuning)["perplexity"] != found["perplexity"]
 
 
 @pytest.mark.parametrize("scale", ["smoke", "cpu", "gpu"])
 def test_all_rivals_are_tuned_alike(scale):
-    start, *others = experiment.tasks(scale)
-    assert [len(grid) for grid in start.methods.values()] == [1]
-    for task in others:
-        assert len({len(grid) for grid in task.methods.values()}) == 1
-        assert {"lr": task.methods[experiment.CE][-1]["lr"], "weight": 0.5} in [*task.methods[experiment.BOTH]] or (
-            scale == "smoke"
-        )
-    assert others[0].methods == others[1].methods
-    assert [task.stage for task in (start, *others)] == [0, 1, 2]
+    found = {task.name: task for task in experiment.tasks(scale)}
+    grids = found[experiment.CHOSEN].methods
+    assert len({len(grid) for grid in grids.values()}) == 1
+    assert found[experiment.LEVEL].methods == grids  # so both choose the same models
+    assert {setting["weight"] for setting in grids[experiment.BOTH]} == {0.5, 0.25}
+    assert {setting["lr"] for setting in grids[experiment.BOTH]} <= {s["lr"] for s in grids[experiment.CE]}
+    one = found[experiment.ONE_RATE].methods
+    assert one.keys() == grids.keys()
+    assert len({setting["lr"] for (setting,) in one.values()}) == 1
+    # weights are made once: whoever reads them comes later
+    stages = [found[n].stage for n in (experiment.START, experiment.CHOSEN, experiment.ONE_RATE, experiment.LEVEL)]
+    assert stages == sorted(set(stages))
