@@ -132,7 +132,7 @@ class Record:
 
     Args:
         document: What the file holds.
-        plain: Metrics that are not shown in percent although all their values lie between 0 and 1, such as temperatures.
+        plain: Metrics never shown in percent, though all their values lie between 0 and 1, such as temperatures.
 
     Example:
         >>> run = {"task": "yeast", "final": True, "settings": {}, "environment": 0, "seconds": 1.0}
@@ -232,7 +232,7 @@ class Record:
         return Estimate.of([own[seed] - other[seed] for seed in sorted(own.keys() & other.keys())])
 
     def is_share(self, metric: str) -> bool:
-        """Whether all values of a metric lie between 0 and 1: they are then shown in percent, unless it is ``plain``."""
+        """Whether a metric is shown in percent: all its values lie between 0 and 1, and it is not ``plain``."""
         if metric in self.plain:
             return False
         found = [v for (_, _, name), values in self._values.items() if name == metric for v in values.values()]
