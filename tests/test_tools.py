@@ -11,7 +11,16 @@ import nbformat
 import pytest
 
 from tools import reader
-from tools.chapters import ROOT, Chapter, StaleChapterError, all_chapters, imported_modules, plain_python
+from tools.chapters import (
+    ROOT,
+    Chapter,
+    StaleChapterError,
+    all_chapters,
+    all_notebooks,
+    imported_modules,
+    plain_python,
+)
+from tools.provenance import deciding_code
 from tools.reader import Context, SourceError, insert_facts, labelled_equations, to_markdown
 
 CONTEXT = Context(
@@ -287,6 +296,60 @@ def test_an_edit_of_prose_renews_the_notebook_without_executing(tiny):
     finally:
         source.write_text(before)
         run(tiny, "tools.execute", check=True)
+
+
+def test_the_page_marks_a_record_whose_code_has_changed(tiny):
+    """Told by the build alone: neither the page's text nor what it executed has changed."""
+    source, experiment = tiny / "chapters/tiny.md", tiny / "experiments/tiny.py"
+    before = source.read_text()
+    experiment.parent.mkdir()
+    experiment.write_text("from lossbook.tiny import f\n\nX = f(1)\n")
+    record = {
+        "slug": "tiny", "scale": "cpu", "baseline": "a", "metrics": {}, "tasks": [], "runs": [], "seconds": 90,
+        "date": "2026-01-02", "commit": None, "changed": None, "code": deciding_code("tiny", tiny),
+        "environments": [{"machine": {"device": "cuda", "gpu": "NVIDIA H200"}, "versions": {"torch": "2.11.0"}}],
+    }  # fmt: skip
+    (tiny / "data/results/tiny.json").write_text(json.dumps(record))
+    try:
+        source.write_text(before + "\n{stamp}`record`\n")
+        run(tiny, "tools.execute", check=True)
+        assert run(tiny, "tools.build").returncode == 0
+        assert "on NVIDIA H200, torch 2.11.0, 2026-01-02, no commit." in page(tiny)
+        assert "Outdated" not in page(tiny)
+        experiment.write_text("from lossbook.tiny import f\n\nX = f(1)  # a remark\n")
+        assert run(tiny, "tools.build").returncode == 0
+        assert "Outdated" not in page(tiny)
+        experiment.write_text("from lossbook.tiny import f\n\nX = f(2)\n")
+        assert run(tiny, "tools.build").returncode == 0
+        assert "<strong>Outdated: <code" in page(tiny)
+        assert "experiments/tiny.py" in page(tiny)
+        assert "Outdated" not in (tiny / "chapters/tiny.ipynb").read_text()
+        run(tiny, "tools.execute", check=True)
+        assert "**Outdated: `experiments/tiny.py` changed" in (tiny / "chapters/tiny.ipynb").read_text()
+    finally:
+        shutil.rmtree(experiment.parent)
+        source.write_text(before)
+        run(tiny, "tools.execute", check=True)
+
+
+def test_a_page_with_cells_that_is_no_chapter_is_executed_too(tiny):
+    toc, before = tiny / "_toc.yml", (tiny / "_toc.yml").read_text()
+    more = tiny / "chapters/more.md"
+    more.write_text(TINY.replace("slug: tiny", "slug: more").replace(" (tiny-f)", "").replace("tiny chapter", "page"))
+    toc.write_text(before + "- caption: More\n  chapters:\n  - file: chapters/more\n")
+    try:
+        assert [page.number for page in all_notebooks(tiny)] == [1, None]
+        assert [chapter.slug for chapter in all_chapters(tiny)] == ["tiny"]
+        assert "chapters/more.md is stale: it has not been executed yet" in run(tiny, "tools.build").stderr
+        run(tiny, "tools.execute", check=True)
+        assert run(tiny, "tools.build").returncode == 0
+        html = (tiny / "_build/html/chapters/more.html").read_text()
+        assert ">42<" in html
+        assert "blob/main/chapters/more.ipynb" in html
+    finally:
+        toc.write_text(before)
+        more.unlink()
+        more.with_suffix(".ipynb").unlink(missing_ok=True)
 
 
 def test_a_failing_chapter_keeps_its_old_notebook(tiny):
