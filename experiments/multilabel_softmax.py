@@ -179,7 +179,7 @@ def bce(input: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
 
 
 def asymmetric_loss(input: Tensor, target: Tensor, *, gamma_neg: float = 4.0, clip: float = 0.05) -> Tensor:
-    r"""Asymmetric loss, equation (7) of its paper with :math:`\gamma_+ = 0`, its authors' choice.
+    r"""Asymmetric loss, with :math:`\gamma_+ = 0`.
 
     A positive costs :math:`-\log p`, a negative :math:`-q^{\gamma_-} \log(1 - q)` with :math:`q = \max(p - m, 0)`.
     Summed over the labels, averaged over the rows.
@@ -204,8 +204,8 @@ def loss_of(method: str, settings: Mapping[str, Any], targets: Tensor) -> Loss:
 
 
 def measure(scores: Tensor, truth: Tensor, threshold: float) -> dict[str, float]:
-    """The three metrics at threshold 0 and at the given one."""
-    found = {}
+    """The three metrics at threshold 0 and at the given one, and sigma of that, its place among probabilities."""
+    found = {"sigmoid_of_tuned": torch.sigmoid(torch.tensor(threshold)).item()}
     for suffix, cut in (("", 0.0), ("_tuned", threshold)):
         for metric in (micro_f1, macro_f1, exact_match):
             found[metric.__name__ + suffix] = metric(scores > cut, truth)
