@@ -147,7 +147,7 @@ def grids(scale: str) -> dict[str, dict[str, list[Settings]]]:
             BASE: plain(TAGGING),
             WEIGHTED: crossed(TAGGING, *knob("power", 0.25, 1.0, 0.5)),
             FOCAL: crossed(TAGGING, *gammas),
-            SOFT: crossed(TAGGING, *sharps),
+            SOFT: crossed(TAGGING, *knob("sharpness", 0.1, 1.0, 0.03)),  # more than two classes want a small one
         },
         RARE: {
             ZERO: plain(RARE),
@@ -216,9 +216,10 @@ def tag_loss(method: str, settings: Settings, weight: Tensor) -> Loss:
 
 
 def tag_weights(target: Tensor, tags: int, power: float) -> tuple[Tensor, Tensor]:
-    """How often each tag stands in a table, plus one, and its weight: a power of how much rarer it is than the most frequent.
+    """How often each tag stands in a table, plus one, and its weight: a power of its rarity.
 
-    Power 0 weighs all alike, at power 1 all tags weigh the same in sum.
+    Its rarity is the count of the most frequent tag divided by its own. Power 0 weighs all alike. At power 1
+    all tags weigh the same in sum.
     """
     counts = torch.bincount(target[target != IGNORED], minlength=tags) + 1.0
     return counts, (counts.max() / counts) ** power

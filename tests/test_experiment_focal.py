@@ -95,7 +95,7 @@ def test_diluted_is_the_mean_of_test_sets_with_the_wanted_share():
     assert sorted(zip(many.tolist(), target.tolist(), strict=True)) == sorted(
         [(3.0, True), (2.0, True), (2.5, True), *[(s, False) for s in (0.0, 1.0, -1.0)] * 2]
     )
-    # 3 leads; 2.5 has 2 of 2 right; 2 has 3 of 3; with the first negative raised to 2.2, two of its copies come before 2
+    # with a negative raised to 2.2 the ranking is 3, 2.5, two copies of 2.2, and 2
     scores[1] = 2.2
     assert average_precision(*diluted(scores, labels, 2)) == pytest.approx((1 + 1 + 3 / 5) / 3)
 
