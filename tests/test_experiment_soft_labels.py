@@ -109,8 +109,8 @@ def test_the_fitted_factor_is_the_best_of_many(kappa):
 def test_measures():
     validation, test = drawn(7, rows=60), drawn(8, rows=50)
     scores, truth = test
-    shares = validation[1].double().mean(0)
-    found = experiment.measures(validation, test, shares)
+    shares, given = validation[1].double().mean(0), drawn(9, rows=50)[1]
+    found = experiment.measures(validation, test, given, shares)
     assert found.keys() == experiment.EXPERIMENT.metrics.keys()
     assert found["micro_f1"] == micro_f1(scores > 0, truth)
     cuts = [(micro_f1(validation[0] > cut, validation[1]), cut) for cut in validation[0].flatten().tolist()]
@@ -122,8 +122,8 @@ def test_measures():
         ("fitted", 1 / (1 + (-kappa * scores).exp())),
         ("shares", shares.repeat(50, 1)),
     ):
-        assert found[f"brier_{name}"] == pytest.approx(((p - truth.float()) ** 2).mean().item(), rel=1e-5)
-        assert found[f"calibration_{name}"] == pytest.approx(experiment.calibration_error(p, truth), abs=1e-6)
+        assert found[f"brier_{name}"] == pytest.approx(((p - given.float()) ** 2).mean().item(), rel=1e-5)
+        assert found[f"calibration_{name}"] == pytest.approx(experiment.calibration_error(p, given), abs=1e-6)
 
 
 def test_the_net_stops_before_its_head_in_training():
