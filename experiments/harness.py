@@ -86,6 +86,7 @@ class Task:
         score: The validation metric that chooses from a grid. More is better.
         tuning_seeds: Seeds of the tuning runs; other seeds than those of the final ones.
         seeds: Seeds of the final runs.
+        metrics: Those of the experiment's metrics that the task has; empty for all.
         stage: Tasks of a later stage start when those of an earlier one have finished.
         facts: What a reader of the record should know: sizes of the splits, of the network, of the budget.
     """
@@ -96,6 +97,7 @@ class Task:
     score: str
     tuning_seeds: tuple[int, ...] = TUNING_SEEDS
     seeds: tuple[int, ...] = SEEDS
+    metrics: tuple[str, ...] = ()
     stage: int = 0
     facts: Mapping[str, Any] = field(default_factory=dict)
 
@@ -282,7 +284,7 @@ def make_run(experiment: Experiment, job: Job) -> dict[str, Any]:
     started = time.perf_counter()
     with seeded(job.seed):
         metrics = {name: float(value) for name, value in experiment.run(job).items()}
-    wanted = set(experiment.metrics) if job.final else {job.task.score}
+    wanted = set(job.task.metrics or experiment.metrics) if job.final else {job.task.score}
     if missing := wanted - metrics.keys():
         raise KeyError(f"{describe(job)} does not return {', '.join(sorted(missing))}")
     return {
@@ -364,6 +366,7 @@ def carry_out(experiment: Experiment, tasks: list[Task], scale: str, runs: Runs,
             {
                 "name": task.name,
                 "data": data_digests(task),
+                "metrics": list(task.metrics or experiment.metrics),
                 "score": task.score,
                 "tuning_seeds": list(task.tuning_seeds),
                 "seeds": list(task.seeds),
@@ -389,6 +392,8 @@ def check(experiment: Experiment, tasks: Sequence[Task]) -> None:
             raise ValueError(f"{task.name}: a grid is empty, or a seed is used to tune and to measure")
         if unknown := set(task.sets) - public_sets().keys():
             raise ValueError(f"{task.name}: no public set {', '.join(sorted(unknown))}")
+        if unknown := set(task.metrics) - experiment.metrics.keys():
+            raise ValueError(f"{task.name}: the experiment has no metric {', '.join(sorted(unknown))}")
         for method, grid in task.methods.items():
             if len({as_json(dict(settings)) for settings in grid}) < len(grid):
                 raise ValueError(f"{task.name}: the grid of {method} has the same settings twice")

@@ -253,10 +253,11 @@ class Record:
 
         Args:
             task: The task.
-            metrics: The metrics to show, all if None.
+            metrics: The metrics to show, all that the task has if None.
             baseline: What the arrows compare with, the record's own baseline if None.
         """
-        shown = list(self.metrics) if metrics is None else list(metrics)
+        own = {metric for name, _, metric in self._values if name == task}
+        shown = [metric for metric in self.metrics if metric in own] if metrics is None else list(metrics)
         other = self.baseline if baseline is None else baseline
         rows = [(m, *(self._cell(task, m, metric, other) for metric in shown)) for m in self.methods(task)]
         caption = f"{task}, {self._caption(shown, other, [task])}"

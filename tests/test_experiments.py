@@ -128,6 +128,14 @@ def test_a_missing_metric_is_named(tmp_path):
         main(experiment_of(lambda job: {"score": 1.0}, metrics=("score", "other")), arguments(tmp_path))
 
 
+def test_a_task_may_have_a_part_of_the_metrics(tmp_path):
+    tasks = [replace(TASK, metrics=("score",)), replace(TASK, name="other", metrics=("other",), score="other")]
+    experiment = experiment_of(lambda job: {job.task.score: 1.0}, tasks, metrics=("score", "other"))
+    assert main(experiment, arguments(tmp_path)) == 0
+    assert [task["metrics"] for task in record_of(tmp_path)["tasks"]] == [["score"], ["other"]]
+    complete(record_of(tmp_path))
+
+
 # ---------------------------------------------------------------- going on where it was
 
 
@@ -300,6 +308,7 @@ def test_tensors_are_kept_once_and_without_pickle(tmp_path):
         (replace(TASK, seeds=(1, 101)), "to tune and to measure"),
         (replace(TASK, sets=("no-such-set",)), "no public set no-such-set"),
         (replace(TASK, methods={"a": [{"x": 1}, {"x": 1}]}), "same settings twice"),
+        (replace(TASK, metrics=("score", "speed")), "no metric speed"),
     ],
 )
 def test_a_task_that_cannot_be_fair_is_refused(tmp_path, task, message):
@@ -377,7 +386,7 @@ def complete(record):
             final = [run for run in runs if run["final"]]
             assert [run["seed"] for run in final] == task["seeds"]
             assert all(run["settings"] == tuned["chosen"] for run in final)
-            assert all(run["metrics"].keys() >= record["metrics"].keys() for run in final)
+            assert all(run["metrics"].keys() >= set(task["metrics"]) for run in final)
             tuning = [run for run in runs if not run["final"]]
             if len(tuned["grid"]) > 1:
                 assert len(tuning) == len(tuned["grid"]) * len(task["tuning_seeds"])

@@ -140,6 +140,15 @@ def test_a_table_marks_only_sure_differences(record):
     assert [row[1][-1] for row in down.rows] == ["↓", "4", "↓"]
 
 
+def test_a_table_shows_the_metrics_that_a_task_has():
+    part = document()
+    for run in part["runs"]:
+        if run["task"] == "bibtex":
+            del run["metrics"]["perplexity"]
+    assert Record(part).table("bibtex").header == ("bibtex", "micro-F1")
+    assert len(Record(part).table("yeast").header) == 3
+
+
 def test_an_overview_leaves_empty_what_was_not_measured(record):
     table = record.overview("f1")
     assert table.header == ("micro-F1", "BCE", "focal", "ASL")
