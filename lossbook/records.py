@@ -132,6 +132,7 @@ class Record:
 
     Args:
         document: What the file holds.
+        plain: Metrics never shown in percent, though all their values lie between 0 and 1, such as temperatures.
 
     Example:
         >>> run = {"task": "yeast", "final": True, "settings": {}, "environment": 0, "seconds": 1.0}
@@ -146,8 +147,9 @@ class Record:
         +10.0 ± 0.0
     """
 
-    def __init__(self, document: Mapping[str, Any]) -> None:
+    def __init__(self, document: Mapping[str, Any], *, plain: Collection[str] = ()) -> None:
         self.document = document
+        self.plain = frozenset(plain)
         self._values: dict[tuple[str, str, str], dict[int, float]] = {}
         for run in document["runs"]:
             if run["final"]:
@@ -156,8 +158,12 @@ class Record:
                     found[run["seed"]] = math.nan if value is None else float(value)
 
     @classmethod
-    def load(cls, slug: str) -> Record:
+    def load(cls, slug: str, *, plain: Collection[str] = ()) -> Record:
         """The record of a chapter's experiment: the one in full size where there is one, else the one for CPUs.
+
+        Args:
+            slug: The chapter.
+            plain: As in :class:`Record`.
 
         Raises:
             FileNotFoundError: No record was made yet.
@@ -165,7 +171,7 @@ class Record:
         document = load_record(f"{slug}_gpu") or load_record(slug)
         if document is None:
             raise FileNotFoundError(f"there is no record of the experiment {slug!r}: make experiments writes it")
-        return cls(document)
+        return cls(document, plain=plain)
 
     @property
     def tasks(self) -> list[str]:
@@ -226,7 +232,9 @@ class Record:
         return Estimate.of([own[seed] - other[seed] for seed in sorted(own.keys() & other.keys())])
 
     def is_share(self, metric: str) -> bool:
-        """Whether all values of a metric lie between 0 and 1: they are then shown in percent."""
+        """Whether a metric is shown in percent: all its values lie between 0 and 1, and it is not ``plain``."""
+        if metric in self.plain:
+            return False
         found = [v for (_, _, name), values in self._values.items() if name == metric for v in values.values()]
         return all(math.isnan(v) or 0 <= v <= 1 for v in found)
 

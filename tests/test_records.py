@@ -140,6 +140,14 @@ def test_a_table_marks_only_sure_differences(record):
     assert [row[1][-1] for row in down.rows] == ["↓", "4", "↓"]
 
 
+def test_a_plain_metric_is_not_shown_in_percent(monkeypatch):
+    assert Record(document()).table("yeast", ["f1"]).rows[0] == ("BCE", "50.4 ± 1.4")
+    monkeypatch.setattr(records, "load_record", {"focal": document()}.get)
+    plain = Record.load("focal", plain=("f1",))
+    assert plain.table("yeast", ["f1"]).rows[0] == ("BCE", "0.504 ± 0.014")
+    assert "percent" not in plot_differences(plain, "f1").axes[0].get_xlabel()
+
+
 def test_a_table_shows_the_metrics_that_a_task_has():
     part = document()
     for run in part["runs"]:
