@@ -37,7 +37,8 @@ same module with torchrun; the processes share the runs among them through its s
 
     torchrun --standalone --nproc-per-node 2 -m experiments.<slug>
 
-The record goes to ``data/results/<slug>.json``, at another scale than ``cpu`` to ``<slug>_<scale>.json``.
+The record goes to ``data/results/<slug>.json``, at the scale ``gpu`` to ``<slug>_gpu.json``. One of the scale ``smoke``
+stays with its runs.
 """
 
 from __future__ import annotations
@@ -404,7 +405,7 @@ def main(experiment: Experiment, argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog=f"python -m experiments.{experiment.slug}", description=experiment.what)
     parser.add_argument("--scale", choices=SCALES, default="cpu", help="smoke: seconds; cpu (default); gpu: in full")
     parser.add_argument("--task", action="append", help="only this task, as often as needed; writes no record")
-    parser.add_argument("--out", type=Path, default=ROOT / "data" / "results", help="folder of the record")
+    parser.add_argument("--out", type=Path, help="folder of the record (data/results; smoke: that of the runs)")
     parser.add_argument("--runs", type=Path, default=ROOT / "experiments" / "runs", help="folder of the finished runs")
     options = parser.parse_args(argv)
 
@@ -442,7 +443,8 @@ def main(experiment: Experiment, argv: Sequence[str] | None = None) -> int:
             **results,
         }
         suffix = "" if options.scale == "cpu" else f"_{options.scale}"
-        path = options.out / f"{experiment.slug}{suffix}.json"
+        usual = options.runs if options.scale == "smoke" else ROOT / "data" / "results"  # no page shows a smoke record
+        path = (options.out or usual) / f"{experiment.slug}{suffix}.json"
         write(path, text_of(record).encode())
         print(f"The record is in {path}")
     crew.leave()

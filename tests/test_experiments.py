@@ -321,6 +321,13 @@ def test_two_tasks_of_one_name_are_refused(tmp_path):
         main(experiment_of(lambda job: {"score": 1}, [TASK, TASK]), arguments(tmp_path))
 
 
+def test_a_smoke_record_stays_away_from_the_pages(tmp_path):
+    experiment = experiment_of(lambda job: {"score": 1})
+    assert main(experiment, ["--runs", str(tmp_path), "--scale", "smoke"]) == 0
+    assert (tmp_path / "accuracy_smoke.json").exists()
+    assert not (ROOT / "data" / "results" / "accuracy_smoke.json").exists()
+
+
 def test_one_task_alone_writes_no_record(tmp_path, capsys):
     tasks = [TASK, replace(TASK, name="other")]
     seen = []
