@@ -81,7 +81,7 @@ FORMS = {
         "gpu": Form(512, 0.5, 10, 128, buckets=2**16),
     },
 }
-AT_ZERO = ", settings chosen at threshold 0"  # ends the names of the tasks without a tuned threshold
+AT_ZERO = ", threshold 0"  # ends the names of the tasks without a tuned threshold
 MOST_PIECES = 160  # of a text in GoEmotions; the rest is cut off
 
 
