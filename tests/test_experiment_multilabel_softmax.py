@@ -27,6 +27,7 @@ from experiments.multilabel_softmax import (
     run,
     split_rows,
     tasks,
+    train_and_measure,
 )
 from lossbook.focal import sigmoid_focal_loss
 from lossbook.models import WORD, text_features
@@ -224,3 +225,39 @@ def test_every_method_learns_and_only_final_runs_see_the_test_rows(made_tables, 
     assert tuning["micro_f1"] > 0.8
     final = run(Job(task, method, settings, 1, True, "smoke"))
     assert final["micro_f1_tuned"] < 0.1
+
+
+def test_a_run_depends_on_its_seed_alone(made_tables):
+    task = tasks("smoke")[0]
+    found = []
+    for seed, drawn in ((1, 0), (1, 5), (2, 0)):
+        torch.rand(drawn)
+        found.append(run(Job(task, "BCE", {"lr": 0.001}, seed, False, "smoke")))
+    assert found[0] == found[1] != found[2]
+
+
+def test_the_same_run_in_both_tasks_is_made_once(made_tables, monkeypatch, tmp_path):
+    first, _, _, at_zero, *_ = tasks("smoke")
+    made = []
+
+    def count(job):
+        made.append(job.about())
+        return train_and_measure(job)
+
+    monkeypatch.setattr(experiment, "train_and_measure", count)
+    found = {}
+    for task in (first, at_zero):
+        for method, settings, seed, final in (
+            ("BCE", {"lr": 0.01}, 1, False),
+            ("BCE", {"lr": 0.01}, 1, True),
+            ("BCE", {"lr": 0.01}, 2, True),
+            ("BCE", {"lr": 0.02}, 1, True),
+            ("multi-label softmax", {"lr": 0.01}, 1, True),
+        ):
+            job = Job(task, method, settings, seed, final, "smoke", kept=tmp_path)
+            found[task.name, len(made)] = run(job)
+    assert len(made) == 5
+    assert [run["task"] for run in made] == [first.name] * 5
+    alone = run(Job(at_zero, "multi-label softmax", {"lr": 0.01}, 1, True, "smoke"))
+    assert list(found.values())[-1] == alone
+    assert alone.keys() == {"micro_f1", "macro_f1", "exact_match"}
