@@ -8,10 +8,11 @@ import sys
 import nbformat
 import pytest
 
-from tools.chapters import ROOT, all_chapters, code_cells
+from tools.chapters import ROOT, all_chapters, all_notebooks, code_cells
 from tools.reader import CODE_SPAN, DISPLAY, ROLE, SETUP_TAG, _outside_fences, insert_facts
 
 CHAPTERS = pytest.mark.parametrize("chapter", all_chapters(), ids=lambda c: c.slug)
+PAGES = pytest.mark.parametrize("chapter", all_notebooks(), ids=lambda c: c.slug)  # with those that are no chapters
 EXERCISE = re.compile(r":::\{admonition\} Exercise (\d+\.\d+): (.+)")
 SOLUTION = re.compile(r":::\{admonition\} Solution (\d+\.\d+)\n:class: dropdown\n(.*?)\n:::", re.DOTALL)
 PYTHON = re.compile(r"```python\n(.*?)\n```", re.DOTALL)
@@ -69,7 +70,7 @@ def test_there_are_five_exercises_or_more_each_with_text_stub_and_solution(chapt
 # ---------------------------------------------------------------- truth
 
 
-@CHAPTERS
+@PAGES
 def test_numbers_in_prose_come_from_cells(chapter):
     """A result has a decimal point or a percent sign; in prose it may stand only through {glue} or {stamp}."""
     for cell in chapter.source.cells:
@@ -90,6 +91,16 @@ def test_claims_are_checked_cells(chapter):
     assert sum(text.count("✓") for text in printed) >= 6
 
 
+@PAGES
+def test_a_page_that_shows_a_record_says_where_it_comes_from(chapter):
+    code = "\n".join(cell.source for cell in code_cells(chapter.source))
+    text = source_text(chapter)
+    for slug in re.findall(r'Record\.load\("(\w+)"\)', code):
+        assert f"{{stamp}}`record{'' if slug == chapter.slug else '_' + slug}`" in text
+    if chapter.number is not None:
+        assert f'Record.load("{chapter.slug}")' in code
+
+
 @CHAPTERS
 def test_at_least_six_cells_are_compared_exactly(chapter):
     compared = [
@@ -101,15 +112,20 @@ def test_at_least_six_cells_are_compared_exactly(chapter):
     assert len(compared) >= 6
 
 
+def figures_of(chapter):
+    """The cells whose stored outputs hold a picture."""
+    pairs = zip(code_cells(chapter.source), code_cells(chapter.notebook), strict=True)
+    return [source for source, stored in pairs if any("image/png" in o.get("data", {}) for o in stored.outputs)]
+
+
 @CHAPTERS
-def test_every_figure_has_alt_text_and_there_are_four(chapter):
-    figures = [
-        (source, stored)
-        for source, stored in zip(code_cells(chapter.source), code_cells(chapter.notebook), strict=True)
-        if any("image/png" in o.get("data", {}) for o in stored.outputs)
-    ]
-    assert len(figures) >= 4
-    for source, _ in figures:
+def test_there_are_four_figures(chapter):
+    assert len(figures_of(chapter)) >= 4
+
+
+@PAGES
+def test_every_figure_has_alt_text(chapter):
+    for source in figures_of(chapter):
         alt = source.metadata.get("mystnb", {}).get("image", {}).get("alt", "")
         assert len(alt) > 60, f"say in `mystnb: image: alt` what is to be seen in: {source.source[:80]}"
 
@@ -120,7 +136,7 @@ def test_one_figure_is_the_cover(chapter):
     assert any("image/png" in o.get("data", {}) for o in code_cells(chapter.notebook)[cover].outputs)
 
 
-@CHAPTERS
+@PAGES
 def test_no_cell_leaves_an_error_or_a_progress_bar(chapter):
     for cell in code_cells(chapter.notebook):
         for output in cell.outputs:
@@ -206,7 +222,7 @@ def bench():
     t = torch.zeros(rows, n + 1).scatter(1, index % (n + 1), 1)[:, :n]
     space |= {"s": torch.randn(rows, n), "r": torch.randn(rows, n), "t": t, "index": index, "x": torch.randn(rows, 2)}
     space |= {"y": torch.arange(rows), "e": torch.randn(rows, size), "h": torch.randn(rows, size), "size": size}
-    space |= {"weight": torch.randn(n, size), "vectors": torch.randn(n, size), "groups": n}
+    space |= {"weight": torch.randn(n, size), "vectors": torch.randn(n, size), "groups": n, "w": torch.tensor(3.0)}
     exec("classifier = CosineClassifier(size, groups)", space)
     return space
 
