@@ -200,6 +200,12 @@ def test_the_picture_shows_each_difference(record):
     assert plot_differences(record, "perplexity").axes[0].get_xlabel() == "perplexity, difference to BCE"
 
 
+def test_a_task_without_the_baseline_is_left_out_of_the_picture():
+    values = {**VALUES, ("alone", "focal"): [0.1, 0.2]}
+    figure = plot_differences(Record(document(values)), "f1")
+    assert "alone" not in [t.get_text() for t in figure.axes[0].get_yticklabels()]
+
+
 def test_the_picture_of_many_tasks_and_of_one():
     values = {(f"t{i}", m): [0.1 * j, 0.2, 0.3] for i in range(13) for j, m in enumerate(("BCE", "a", "b"))}
     figure = plot_differences(Record(document(values)), "f1")
