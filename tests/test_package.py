@@ -10,7 +10,7 @@ from email.parser import Parser
 
 import pytest
 
-from tools.chapters import ROOT, all_chapters, config
+from tools.chapters import ROOT, all_chapters, all_notebooks, code_cells, config
 from tools.reader import setup_cell
 
 SOURCES = ("lossbook", "data", "pyproject.toml", "README.md", "LICENSE")
@@ -110,6 +110,18 @@ def test_the_setup_cell_installs_on_colab_checks_and_refuses(colab, chapter, tmp
     assert refused.returncode != 0
     assert "is not the one this notebook was made with" in refused.stderr
     assert "pip install --force-reinstall --no-deps" in refused.stderr
+
+
+def test_the_cells_on_records_run_on_colab(colab, tmp_path):
+    """The page of the records needs nothing but the installed package: they travel with it."""
+    (page,) = [page for page in all_notebooks() if page.slug == "results"]
+    cells = "\n".join(cell.source for cell in code_cells(page.source))
+    head = "import matplotlib\nmatplotlib.use('agg')\ndisplay = print\n"
+    tail = "\nimport lossbook.records\nprint(lossbook.records.__file__)"
+    done = run_setup(colab, tmp_path, setup_cell(page).source + "\n" + head + cells + tail)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("✓") >= 8
+    assert str(colab[2]) in done.stdout.splitlines()[-1]
 
 
 def test_without_colab_the_setup_cell_says_how_to_install(colab, tmp_path):
