@@ -52,6 +52,7 @@ import math
 import os
 import sys
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -181,7 +182,7 @@ class Experiment:
 def write(path: Path, content: bytes) -> None:
     """Write a file in one step, so that it is there whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}")
+    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}")  # machines that share the folder share no process number
     part.write_bytes(content)
     part.replace(path)
 
@@ -282,6 +283,8 @@ class Together(Alone):
 
 def make_run(experiment: Experiment, job: Job) -> dict[str, Any]:
     """Make one run and describe it."""
+    # before the work, so that nothing is lost if it fails
+    environment = {"machine": machine(job.device), "versions": versions(experiment.packages)}
     started = time.perf_counter()
     with seeded(job.seed):
         metrics = {name: float(value) for name, value in experiment.run(job).items()}
@@ -292,8 +295,7 @@ def make_run(experiment: Experiment, job: Job) -> dict[str, Any]:
         **job.about(),
         "metrics": {name: value if math.isfinite(value) else None for name, value in metrics.items()},
         "seconds": round(time.perf_counter() - started, 2),
-        "machine": machine(job.device),
-        "versions": versions(experiment.packages),
+        **environment,
     }
 
 
@@ -410,8 +412,9 @@ def main(experiment: Experiment, argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
 
     crew = Together() if int(os.environ.get("WORLD_SIZE", "1")) > 1 else Alone()
-    if crew.size > 1 and torch.cuda.is_available():
-        os.environ.setdefault(OVERRIDE, f"cuda:{int(os.environ['LOCAL_RANK']) % torch.cuda.device_count()}")
+    if crew.size > 1 and torch.cuda.is_available() and not os.environ.get(OVERRIDE, "").strip():
+        local = int(os.environ.get("LOCAL_RANK", crew.rank))
+        os.environ[OVERRIDE] = f"cuda:{local % torch.cuda.device_count()}"
     tasks = experiment.tasks(options.scale)
     if unknown := set(options.task or ()) - {task.name for task in tasks}:
         parser.error(f"no task {', '.join(sorted(unknown))}; there are {', '.join(task.name for task in tasks)}")

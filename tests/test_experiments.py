@@ -248,6 +248,21 @@ def test_machines_that_kept_different_runs_agree_on_what_is_missing(tmp_path):
     assert len(kept) >= 6
 
 
+def test_experiments_need_nothing_that_only_builds_the_book():
+    """A machine with GPUs may have torch, numpy and scikit-learn, a copy of the checkout, and nothing more."""
+    absent = ["jupytext", "nbformat", "yaml", "pooch", "matplotlib", "IPython", "pybtex"]
+    code = (
+        f"import sys; sys.modules.update(dict.fromkeys({absent}))\n"
+        "import importlib, experiments.harness as h\n"
+        "from tools.provenance import commit, deciding_code, versions\n"
+        f"for slug in {SLUGS}: importlib.import_module(f'experiments.{{slug}}'); deciding_code(slug)\n"
+        "print(versions(), commit('experiments'))"
+    )
+    done = start("-c", code)
+    assert done.returncode == 0, done.stderr
+    assert "'lossbook': '0." in done.stdout
+
+
 def test_a_run_of_other_code_data_or_settings_is_another_run(tmp_path):
     runs = harness.Runs(tmp_path, {"a.py": "1"}, "cpu")
     job = Job(TASK, "a", {"x": 1}, 1, True, "cpu")

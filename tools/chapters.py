@@ -15,9 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import jupytext
-import nbformat
-import yaml
+# jupytext, nbformat and yaml are imported where they are used: experiments need this module on machines without them.
 
 ROOT = Path(__file__).resolve().parent.parent
 SETUP_TAG = "lossbook-setup"
@@ -104,6 +102,8 @@ class Chapter:
     @cached_property
     def source(self) -> Any:
         """The source as a notebook, without outputs."""
+        import jupytext
+
         return jupytext.reads(read(self.source_path), fmt="md:myst")
 
     @cached_property
@@ -111,6 +111,8 @@ class Chapter:
         """The executed notebook, or None where there is none yet."""
         if not self.notebook_path.exists():
             return None
+        import nbformat
+
         return nbformat.reads(read(self.notebook_path), as_version=4)
 
     def code_digest(self, notebook: Any | None = None) -> str:
@@ -172,6 +174,8 @@ def is_notebook_source(path: Path) -> bool:
 
 def toc_pages(root: Path = ROOT) -> list[tuple[str, int | None]]:
     """The pages of the book in reading order, each with its number where its part is numbered."""
+    import yaml
+
     toc = yaml.safe_load(read(root / "_toc.yml"))
     pages: list[tuple[str, int | None]] = [(toc["root"], None)]
     number = 0
@@ -196,5 +200,7 @@ def all_chapters(root: Path = ROOT) -> list[Chapter]:
 
 def config(root: Path = ROOT) -> dict[str, Any]:
     """The book's ``_config.yml``."""
+    import yaml
+
     loaded: dict[str, Any] = yaml.safe_load(read(root / "_config.yml"))
     return loaded

@@ -44,8 +44,10 @@ def versions(packages: Sequence[str] = ()) -> dict[str, str]:
     """Python, torch, lossbook and the packages that are named."""
     import torch
 
-    found = {"python": platform.python_version(), "torch": torch.__version__}
-    for package in ("lossbook", *packages):
+    import lossbook
+
+    found = {"python": platform.python_version(), "torch": torch.__version__, "lossbook": lossbook.__version__}
+    for package in packages:
         found[package] = importlib.metadata.version(package)
     return found
 
