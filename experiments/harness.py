@@ -402,6 +402,13 @@ def check(experiment: Experiment, tasks: Sequence[Task]) -> None:
                 raise ValueError(f"{task.name}: the grid of {method} has the same settings twice")
 
 
+def share_gpus(crew: Alone) -> None:
+    """Give each process of a machine a GPU of its own, as far as there are enough, unless the user named one."""
+    if crew.size > 1 and torch.cuda.is_available() and not os.environ.get(OVERRIDE, "").strip():
+        local = int(os.environ.get("LOCAL_RANK", crew.rank))
+        os.environ[OVERRIDE] = f"cuda:{local % torch.cuda.device_count()}"
+
+
 def main(experiment: Experiment, argv: Sequence[str] | None = None) -> int:
     """Make what is missing and write the record."""
     parser = argparse.ArgumentParser(prog=f"python -m experiments.{experiment.slug}", description=experiment.what)
@@ -412,9 +419,7 @@ def main(experiment: Experiment, argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
 
     crew = Together() if int(os.environ.get("WORLD_SIZE", "1")) > 1 else Alone()
-    if crew.size > 1 and torch.cuda.is_available() and not os.environ.get(OVERRIDE, "").strip():
-        local = int(os.environ.get("LOCAL_RANK", crew.rank))
-        os.environ[OVERRIDE] = f"cuda:{local % torch.cuda.device_count()}"
+    share_gpus(crew)
     tasks = experiment.tasks(options.scale)
     if unknown := set(options.task or ()) - {task.name for task in tasks}:
         parser.error(f"no task {', '.join(sorted(unknown))}; there are {', '.join(task.name for task in tasks)}")

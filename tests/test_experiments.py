@@ -226,6 +226,29 @@ def test_processes_of_torchrun_share_the_runs(tmp_path):
     assert results(together) == results(one)
 
 
+@pytest.mark.parametrize(
+    ("named", "local", "size", "cuda", "taken"),
+    [
+        ("", "5", 8, True, "cuda:1"),
+        ("", None, 8, True, "cuda:2"),  # a launcher that tells the rank only
+        ("cuda:3", "5", 8, True, "cuda:3"),
+        ("", "0", 1, True, ""),
+        ("", "5", 8, False, ""),
+    ],
+)
+def test_each_process_takes_a_gpu_of_its_own(monkeypatch, named, local, size, cuda, taken):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setenv("LOSSBOOK_DEVICE", named)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    if local is not None:
+        monkeypatch.setenv("LOCAL_RANK", local)
+    crew = harness.Alone()
+    crew.rank, crew.size = 6, size
+    harness.share_gpus(crew)
+    assert os.environ["LOSSBOOK_DEVICE"] == taken
+
+
 def test_machines_that_kept_different_runs_agree_on_what_is_missing(tmp_path):
     """Two processes with folders of their own: the first has four runs already, the second has others of the code."""
     assert start(*script(tmp_path / "first"), KILL_AT="5").returncode == -signal.SIGKILL
