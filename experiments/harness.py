@@ -23,8 +23,8 @@ An experiment is a file ``experiments/<slug>.py`` that ends in two lines::
         raise SystemExit(main(EXPERIMENT))
 
 A task is one data set with everything fixed but the loss. Each of its methods has a grid of settings, and all grids of
-a task should be equally long: that is the tuning effort. Every setting of the grid is run once per tuning seed and
-judged by ``score`` on validation data; a grid of one needs no tuning. The best is then run once per seed, and only
+a task must be equally long: that is the tuning effort. Every setting of the grid is run once per tuning seed and
+judged by ``score`` on validation data; grids of one need no tuning. The best is then run once per seed, and only
 these final runs may look at test data. torch is seeded with the run's seed before ``run`` is called; draw splits and
 subsets from it too, or from a fixed number, so that all methods see the same data for a seed.
 
@@ -391,8 +391,10 @@ def check(experiment: Experiment, tasks: Sequence[Task]) -> None:
         raise ValueError(f"{experiment.slug}: two tasks have the same name")
     for task in tasks:
         lengths = {method: len(grid) for method, grid in task.methods.items()}
-        if 0 in lengths.values() or set(task.seeds) & set(task.tuning_seeds):
-            raise ValueError(f"{task.name}: a grid is empty, or a seed is used to tune and to measure")
+        if 0 in lengths.values() or len(set(lengths.values())) > 1:
+            raise ValueError(f"{task.name}: all grids must be equally long and hold a setting, got {lengths}")
+        if both := set(task.seeds) & set(task.tuning_seeds):
+            raise ValueError(f"{task.name}: the seed {min(both)} is used to tune and to measure")
         if unknown := set(task.sets) - public_sets().keys():
             raise ValueError(f"{task.name}: no public set {', '.join(sorted(unknown))}")
         if unknown := set(task.metrics) - experiment.metrics.keys():

@@ -342,8 +342,9 @@ def test_tensors_are_kept_once_and_without_pickle(tmp_path):
 @pytest.mark.parametrize(
     ("task", "message"),
     [
-        (replace(TASK, methods={"a": []}), "empty"),
-        (replace(TASK, seeds=(1, 101)), "to tune and to measure"),
+        (replace(TASK, methods={"a": []}), "equally long and hold a setting, got {'a': 0}"),
+        (replace(TASK, methods={"a": [{"x": 1}], "b": [{"x": 1}, {"x": 2}]}), "equally long"),
+        (replace(TASK, seeds=(1, 101)), "the seed 101 is used to tune and to measure"),
         (replace(TASK, sets=("no-such-set",)), "no public set no-such-set"),
         (replace(TASK, methods={"a": [{"x": 1}, {"x": 1}]}), "same settings twice"),
         (replace(TASK, metrics=("score", "speed")), "no metric speed"),
@@ -397,10 +398,7 @@ def data():
 def test_rivals_are_tuned_alike(slug, scale):
     tasks = module_of(slug).EXPERIMENT.tasks(scale)
     harness.check(module_of(slug).EXPERIMENT, tasks)
-    for task in tasks:
-        assert len({len(grid) for grid in task.methods.values()}) == 1, task.name
-        if scale != "smoke":
-            assert len(task.seeds) >= 5
+    assert scale == "smoke" or all(len(task.seeds) >= 5 for task in tasks)
 
 
 @EXPERIMENTS

@@ -16,9 +16,9 @@ from typing import Any
 import jupytext
 from sphinx.errors import SphinxError
 
-from tools.chapters import StaleChapterError, all_chapters, all_notebooks, code_cells
+from tools.chapters import Chapter, StaleChapterError, all_notebooks, code_cells
 from tools.provenance import deciding_code, record_path
-from tools.reader import execution_facts, has_experiment, insert_facts
+from tools.reader import execution_facts, insert_facts, records_told
 
 COVERS = "_static/covers"  # made by the build, not committed
 
@@ -77,10 +77,10 @@ def note_dependencies(app: Any, docname: str, source: list[str]) -> None:
         app.env.note_dependency(str(notebook))
         root = Path(app.srcdir)
         app.env.note_dependency(str(root / "data/results/timings.json"))
-        for chapter in all_chapters(root):  # where a page speaks of a record, it says whether its code has changed
-            if has_experiment(chapter) and "{stamp}`record" in source[0]:
-                for name in (record_path(chapter.slug, root), *map(root.joinpath, deciding_code(chapter.slug, root))):
-                    app.env.note_dependency(str(name))
+        # where a page speaks of a record, it says whether the code behind it has changed
+        for slug in records_told(Chapter(notebook.stem, None, root)).values():
+            for name in (record_path(slug, root), *map(root.joinpath, deciding_code(slug, root))):
+                app.env.note_dependency(str(name))
 
 
 def tidy_page(app: Any, pagename: str, templatename: str, context: dict[str, Any], doctree: Any) -> None:

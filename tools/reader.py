@@ -111,17 +111,16 @@ def execution_facts(chapter: Chapter) -> dict[str, str]:
     known = [f"{record['seconds']:.0f} s on {record['device']}" for _, record in sorted(times.items())]
     if "cuda" not in times:
         known.append("not yet measured on a GPU")
-    records = {c.slug: record_sentence(c.slug, chapter.root) for c in all_chapters(chapter.root) if has_experiment(c)}
-    return {
-        "time": "; ".join(known),
-        **{f"record_{slug}": sentence for slug, sentence in records.items()},
-        **({"record": records[chapter.slug]} if chapter.slug in records else {}),
-    }
+    sentences = {fact: record_sentence(slug, chapter.root) for fact, slug in records_told(chapter).items()}
+    return {"time": "; ".join(known), **sentences}
 
 
-def has_experiment(chapter: Chapter) -> bool:
-    """Whether there is an experiment of the chapter's name."""
-    return (chapter.root / "experiments" / f"{chapter.slug}.py").exists()
+def records_told(chapter: Chapter) -> dict[str, str]:
+    """The names of the records that a page speaks of, each with the slug of its experiment."""
+    facts = {match["name"] for match in FACT.finditer(read(chapter.source_path))}
+    slugs = {c.slug for c in all_chapters(chapter.root) if (c.root / "experiments" / f"{c.slug}.py").exists()}
+    named = {"record": chapter.slug, **{f"record_{slug}": slug for slug in slugs}}
+    return {fact: slug for fact, slug in named.items() if fact in facts and slug in slugs}
 
 
 def insert_facts(text: str, facts: dict[str, str]) -> str:
