@@ -1,125 +1,74 @@
-"""What all the losses share: reading arguments, computing in a safe dtype, reducing.
+"""What the losses compute with: exact pieces of formulas, reducing, the base of the modules.
 
-Private. Everything here is a few lines so that a loss reads as its formula.
+Everything is a few lines so that a loss reads as its formula. The pieces are exact by construction, in every
+derivative: nothing is subtracted from a number that has been rounded.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any
 
 import torch
-from torch import Tensor
-from torch._subclasses import FakeTensor
+from torch import Tensor, nn
 
-Reduction = Literal["mean", "sum", "none"]
-REDUCTIONS = ("mean", "sum", "none")
+# Infinite scores count as this: inf - inf and 0 * inf would be NaN.
+FAR = 1e30
+# Lower than every score that counts; finite, since -inf - -inf would be NaN where no class takes part at all.
+ABSENT = -1e32
 
 
-def values_readable(*tensors: Tensor) -> bool:
-    """Whether the values can be looked at without waiting for a device or breaking a trace.
+def softplus(x: Tensor) -> Tensor:
+    r""":math:`\log(1 + e^x)`, with :math:`\sigma(x) = e^{-\log(1 + e^{-x})}` as its derivative to the last digit.
 
-    False on accelerators (looking would synchronise), inside ``torch.compile`` (it would break the graph), under
-    ``torch.func`` transforms (a batched tensor has no single value) and for fake tensors (they have no values).
+    torch's own loses its second derivative where :math:`1 - \sigma` rounds to 0, from x = 17 on in float32.
     """
-    return not torch.compiler.is_compiling() and all(
-        t.device.type == "cpu"
-        and not torch._C._functorch.is_functorch_wrapped_tensor(t)
-        and not isinstance(t, FakeTensor)
-        for t in tensors
-    )
+    below = torch.where(x > 0, -x, x)  # -|x|, with slope 1 at 0: e^below never overflows
+    return torch.where(x > 0, x, 0) + torch.log1p(torch.exp(below))
 
 
-def describe(value: object) -> str:
-    """A tensor as ``float32 tensor of shape (2, 3)``, anything else as its type: what an error message shows."""
-    if isinstance(value, Tensor):
-        return f"{str(value.dtype).removeprefix('torch.')} tensor of shape {tuple(value.shape)}"
-    return f"{type(value).__name__} {value!r}"
+def sigmoid(x: Tensor) -> Tensor:
+    r""":math:`\sigma(x)`, whose derivative :math:`\sigma(x)\,\sigma(-x)` keeps its digits where :math:`\sigma` is 1."""
+    return torch.exp(-softplus(-x))
 
 
-def check_reduction(reduction: str) -> None:
-    """Raise unless ``reduction`` is one of the three names."""
-    if reduction not in REDUCTIONS:
-        raise ValueError(f"reduction must be one of {', '.join(map(repr, REDUCTIONS))}, got {reduction!r}")
+def finite(s: Tensor) -> Tensor:
+    """The scores with infinities at +-1e30, and the gradient that a finite score would get: a clamp would stop it."""
+    s = s.clone()
+    s.detach().clamp_(-FAR, FAR)
+    return s
 
 
-def check_number(
-    name: str,
-    value: float,
-    *,
-    low: float | None = None,
-    high: float | None = None,
-    open_low: bool = False,
-    open_high: bool = False,
-) -> float:
-    """``value`` as a finite float within its bounds, or an error that names the argument.
+def one_hot(t: Tensor, num_classes: int) -> Tensor:
+    """True at the class ``t`` of each row: boolean (..., C)."""
+    return torch.arange(num_classes, device=t.device) == t.unsqueeze(-1)
 
-    ``open_low`` and ``open_high`` leave the bound itself out.
+
+def rest_margin(s: Tensor, t: Tensor) -> Tensor:
+    r"""How far the other classes lie above class t: :math:`z = \log \sum_{i \ne t} e^{s_i - s_t}`, so that
+    :math:`p_t = \sigma(-z)`, :math:`1 - p_t = \sigma(z)` and :math:`-\log p_t = \log(1 + e^z)`.
+
+    With one class only it is far below 0.
     """
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be a number, got {describe(value)}")
-    number = float(value)
-    too_low = low is not None and (number < low or (open_low and number == low))
-    too_high = high is not None and (number > high or (open_high and number == high))
-    if number != number or number in (float("inf"), float("-inf")) or too_low or too_high:
-        bounds = [f"{'>' if open_low else '>='} {low:g}"] if low is not None else []
-        bounds += [f"{'<' if open_high else '<='} {high:g}"] if high is not None else []
-        raise ValueError(f"{name} must be a finite number{' ' + ' and '.join(bounds) if bounds else ''}, got {value!r}")
-    return number
+    d = s - s.gather(-1, t.unsqueeze(-1))  # subtracted first, so a common offset costs no digits
+    d = d.masked_fill(one_hot(t, s.shape[-1]), ABSENT)
+    top = d.detach().amax(-1, keepdim=True)
+    return (d - top).exp().sum(-1).log() + top.squeeze(-1)
 
 
-def check_scores(input: Tensor, *, name: str = "input", rows: bool = True) -> Tensor:
-    """``input`` in the dtype the loss is computed in: float16 and bfloat16 become float32, the others stay.
-
-    ``rows`` asks for at least one dimension (the class dimension).
-    """
-    if not isinstance(input, Tensor):
-        raise TypeError(f"{name} must be a tensor of scores, got {describe(input)}")
-    if input.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
-        raise TypeError(
-            f"{name} must be real-valued scores (float16, bfloat16, float32 or float64), got {describe(input)}"
-        )
-    if rows and input.dim() < 1:
-        raise ValueError(f"{name} must have at least one dimension, the classes last, got {describe(input)}")
-    return input.float() if input.dtype in (torch.float16, torch.bfloat16) else input
-
-
-def check_ignore_index(ignore_index: int) -> int:
-    """``ignore_index``, or a TypeError unless it is an int."""
-    if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
-        raise TypeError(f"ignore_index must be an integer, got {describe(ignore_index)}")
-    return ignore_index
-
-
-def check_index_target(
-    target: Tensor, rows: tuple[int, ...], num_classes: int, ignore_index: int | None, *, name: str = "target"
-) -> Tensor:
-    """Which rows count, for class indices of shape ``rows``: a boolean tensor, False where ``ignore_index`` stands.
-
-    With ``ignore_index=None`` every row counts.
-    """
-    if ignore_index is not None:
-        check_ignore_index(ignore_index)
-    if not isinstance(target, Tensor):
-        raise TypeError(f"{name} must be a tensor of class indices, got {describe(target)}")
-    if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
-        raise TypeError(f"{name} must be class indices of an integer dtype, got {describe(target)}")
-    if tuple(target.shape) != tuple(rows):
-        raise ValueError(f"{name} must have the shape of the rows, {tuple(rows)}, got {describe(target)}")
-    target = target.long()  # a small dtype would wrap what it is compared with: in uint8, -100 is 156
-    counted = torch.ones_like(target, dtype=torch.bool) if ignore_index is None else target != ignore_index
-    if values_readable(target):
-        wrong = counted & ((target < 0) | (target >= num_classes))
-        if bool(wrong.any()):
-            first = int(target[wrong].flatten()[0])
-            ignored = "" if ignore_index is None else f" or ignore_index={ignore_index}"
-            raise ValueError(f"{name} must be class indices in [0, {num_classes}){ignored}, got {first}")
-    return counted
+def rest_margins(s: Tensor) -> Tensor:
+    """:func:`rest_margin` of every class, (..., C), for soft targets."""
+    top = one_hot(s.detach().argmax(-1), s.shape[-1])
+    # p <= 1/2 for all classes but the top one, whose rest is summed: log(1 - p) never cancels
+    p = s.softmax(-1).masked_fill(top, 0)
+    rest_of_top = s.masked_fill(top, ABSENT).logsumexp(-1, keepdim=True)
+    log_rest = torch.where(top, rest_of_top, s.logsumexp(-1, keepdim=True) + torch.log1p(-p))
+    return log_rest - s
 
 
 def reduce_loss(loss: Tensor, reduction: str, counted: Tensor | None = None) -> Tensor:
     """Mean, sum or none of the losses of the rows.
 
-    ``counted`` (boolean, the shape of ``loss``) says which rows enter the mean; the loss of the others must be 0
+    ``counted`` (boolean, broadcastable to ``loss``) says which rows enter the mean; the loss of the others must be 0
     already. The mean over no row is 0 with zero gradient, never NaN.
     """
     if reduction == "none":
@@ -132,62 +81,38 @@ def reduce_loss(loss: Tensor, reduction: str, counted: Tensor | None = None) -> 
     return total / counted.sum().clamp(min=1)
 
 
-_LEGACY_BATCHED = torch._C._dispatch_key_parse("Batched")
+# --- until every module has moved
+from lossbook._checks import *  # noqa: E402, F403
+from lossbook._checks import HALF, check_flag, check_ignore_index, check_index, check_number, check_reduction, check_scores, describe  # noqa: E402, F401, E501
+from lossbook._torch import plain as eager, readable as values_readable  # noqa: E402, F401
 
 
-def eager(*tensors: Tensor) -> bool:
-    """Whether these are ordinary tensors run one operator at a time.
-
-    Not so in a trace, under a ``torch.func`` transform, in forward mode, and in the batched backward passes of
-    ``torch.autograd.grad(..., is_grads_batched=True)``. Only where it is so may a loss take a road of its own: in-place
-    work, pieces, a hand-written backward pass.
-    """
-    return not (torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()) and all(
-        torch.autograd.forward_ad.unpack_dual(t).tangent is None  # type: ignore[no-untyped-call]
-        and not torch._C._dispatch_keys(t).has(_LEGACY_BATCHED)
-        for t in tensors
-    )
+def check_index_target(target, rows, num_classes, ignore_index, *, name="target"):  # type: ignore
+    return check_index(target, rows, num_classes, ignore_index, name=name)[1]
 
 
-def check_labels(
-    target: Tensor, shape: tuple[int, ...], *, hard: bool = False, mask: Tensor | None = None, name: str = "target"
-) -> None:
-    """Raise unless ``target`` has this shape and holds labels in [0, 1], or with ``hard`` only 0 and 1.
+class LossModule(nn.Module):
+    """A module that keeps the options of a function; those that are tensors move with it and are saved with it."""
 
-    The values are looked at only where that waits for no device, and where ``mask`` (checked before) is not False.
-    """
-    if not isinstance(target, Tensor):
-        raise TypeError(f"{name} must be a tensor of labels, got {describe(target)}")
-    if target.is_complex():
-        raise TypeError(f"{name} must be labels of a real dtype, got {describe(target)}")
-    if tuple(target.shape) != tuple(shape):
-        raise ValueError(f"{name} must have the shape of input, {tuple(shape)}, got {describe(target)}")
-    given = () if mask is None else (mask,)
-    if target.dtype == torch.bool or target.numel() == 0 or not values_readable(target, *given):
-        return
-    values = target.detach()
+    def __init__(self, **options: Any) -> None:
+        super().__init__()
+        self._names = tuple(options)
+        for name, value in options.items():
+            if isinstance(value, Tensor):
+                self.register_buffer(name, value)
+            else:
+                setattr(self, name, value)
 
-    def refuse(wrong: Tensor, wanted: str) -> None:
-        wrong = values[wrong if mask is None else wrong & mask]
-        if wrong.numel() > 0:
-            raise ValueError(f"{name} must be {wanted}, got {wrong[0].item()}")
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options by name."""
+        return {name: getattr(self, name) for name in self._names}
 
-    low, high = (bound.item() for bound in torch.aminmax(values))
-    if not (low >= 0 and high <= 1):  # NaN compares with nothing, so it ends here too
-        refuse(~((values >= 0) & (values <= 1)), "labels in [0, 1]")
-    if hard and target.is_floating_point():
-        # a few rows at a time: the square of the whole would be as large as the scores
-        parts = values.reshape(-1).split(2**18)  # type: ignore[no-untyped-call]
-        if not all(torch.equal(part * part, part) for part in parts):
-            refuse((values != 0) & (values != 1), "0 or 1")
+    def extra_repr(self) -> str:
+        """The options; modules and large tensors by their kind."""
+        from lossbook._checks import describe
 
-
-def check_mask(mask: Tensor | None, shape: tuple[int, ...]) -> None:
-    """Raise unless ``mask`` is None or boolean and broadcastable to ``shape``."""
-    if mask is None:
-        return
-    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
-        raise TypeError(f"mask must be a boolean tensor, got {describe(mask)}")
-    fits = all(m in (1, n) for m, n in zip(reversed(mask.shape), reversed(shape), strict=False))
-    if mask.dim() > len(shape) or not fits:
-        raise ValueError(f"mask must be broadcastable to the shape of input, {tuple(shape)}, got {describe(mask)}")
+        shown = {n: v for n, v in self.options.items() if not isinstance(v, nn.Module)}
+        texts = {n: f"{v:g}" if isinstance(v, float) else repr(v) for n, v in shown.items()}
+        texts |= {n: describe(v) for n, v in shown.items() if isinstance(v, Tensor)}
+        return ", ".join(f"{name}={text}" for name, text in texts.items())
