@@ -11,20 +11,14 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-# pip checks what a package needs, so a torch that brings its own libraries gets them although the lock does not list them.
 $(READY): requirements.lock pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "lossbook needs Python 3.11 or newer, this is " + sys.version.split()[0] + ". Use: make PYTHON=python3.12")'
-	@echo "Installing the book's environment into .venv (once; a few minutes if packages must be downloaded)"
-	@$(PYTHON) -m venv .venv
-	@$(BIN)/python -m pip install --no-compile --progress-bar off -r requirements.lock | awk \
-	  '/^Collecting|^Requirement/ {printf "\r  %d packages found", ++n; fflush()} /^Installing coll/ {printf "\n  installing them\n"; fflush()}'
-	@$(BIN)/python -c "import torch, jupyter_book" || { echo "pip could not install everything that requirements.lock names"; exit 1; }
-	@$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
-	@touch $(READY)
+	@$(PYTHON) -m tools.install
 
 # Without their own dependencies, which the benchmarks do not touch and which may ask for another torch.
 $(PEERS): benchmarks/requirements.txt $(READY)
-	@$(BIN)/python -m pip install --quiet --no-deps -r benchmarks/requirements.txt
+	@rm -f $(PEERS)
+	@$(BIN)/python -m pip install --quiet --no-deps -r benchmarks/requirements.txt || \
+	  { echo "pip could not install everything that benchmarks/requirements.txt names; its reason stands above." >&2; exit 1; }
 	@touch $(PEERS)
 
 book: $(READY) ## build the pages; chapters whose code changed are executed first

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import nbformat
@@ -30,6 +31,62 @@ CONTEXT = Context(
     facts={"time": "6 s on CPU"},
     notebooks={"focal"},
 )
+
+
+# ---------------------------------------------------------------- make
+
+
+@pytest.fixture
+def clone(tmp_path):
+    """What `make` needs to install, with an environment that sees the packages of this one."""
+    for name in ("tools", "lossbook", "pyproject.toml", "Makefile", "README.md", "LICENSE"):
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        copy(ROOT / name, tmp_path / name)
+    (tmp_path / "requirements.lock").write_text("numpy\n")
+    (tmp_path / "benchmarks").mkdir()
+    (tmp_path / "benchmarks/requirements.txt").write_text("numpy\n")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / ".venv"], check=True)
+    site = next(tmp_path.glob(".venv/lib/python*/site-packages"))
+    (site / "base.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
+    return tmp_path
+
+
+def make(root, target):
+    command = ["make", f"PYTHON={sys.executable}", target]
+    environment = {**os.environ, "PIP_NO_INDEX": "1", "PIP_CONFIG_FILE": os.devnull, "PYTHONPATH": ""}
+    return subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
+
+
+def test_a_failed_install_leaves_no_stamp_and_says_so(clone):
+    done = make(clone, ".venv/.peers")
+    assert done.returncode == 0, done.stderr
+    assert "1 packages found" in done.stdout
+    assert list(clone.glob(".venv/lib/python*/site-packages/lossbook-*.dist-info"))
+    assert (clone / ".venv/.ready").exists()
+    assert (clone / ".venv/.peers").exists()
+
+    (clone / "benchmarks/requirements.txt").write_text("no-such-package-of-lossbook==1.0\n")
+    done = make(clone, ".venv/.peers")
+    assert done.returncode != 0
+    assert "pip could not install everything that benchmarks/requirements.txt names" in done.stderr
+    assert (clone / ".venv/.ready").exists()
+    assert not (clone / ".venv/.peers").exists()
+
+    (clone / "requirements.lock").write_text("numpy\nno-such-package-of-lossbook==1.0\n")
+    for _ in range(2):  # the second call does not take the first one's environment for whole
+        done = make(clone, ".venv/.ready")
+        assert done.returncode != 0
+        assert "No matching distribution found for no-such-package-of-lossbook==1.0" in done.stderr
+        assert "pip could not install everything that requirements.lock names" in done.stderr
+        assert "Traceback" not in done.stderr
+        assert not (clone / ".venv/.ready").exists()
+
+
+def test_no_recipe_hides_a_failure():
+    """Without `set -o pipefail`, which make's shell need not have, a pipe ends with the status of its last command."""
+    recipes = [line for line in (ROOT / "Makefile").read_text().splitlines() if line.startswith("\t")]
+    assert len(recipes) > 20
+    assert not [line for line in recipes if " | " in line.replace("||", "")]
 
 
 # ---------------------------------------------------------------- MyST to Markdown
