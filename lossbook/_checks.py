@@ -264,3 +264,14 @@ def check_mask(mask: Tensor | None, shape: Sequence[int], dim: int | None = None
     if mask.dim() > len(shape) or not fits:
         raise ValueError(f"mask must be broadcastable to the shape of input, {tuple(shape)}, got {describe(mask)}")
     return mask if dim is None else classes_last(mask.expand(tuple(shape)), dim, "mask")
+
+
+def refuse_sharded(name: str, tensor: Tensor) -> Tensor:
+    """``tensor``, which is no shard of a DTensor, as FSDP2 leaves parameters outside their module's forward."""
+    if any(getattr(p, "is_shard", bool)() for p in getattr(tensor, "placements", ())):
+        raise TypeError(
+            f"{name} is a sharded DTensor: compute the loss inside the forward of the module that holds it, or call "
+            f'unshard() on that module first, or pass {name}.full_tensor(grad_placements=[Partial("avg")]); a plain '
+            "full_tensor() would not average the gradient over the ranks"
+        )
+    return tensor
