@@ -83,7 +83,16 @@ def reduce_loss(loss: Tensor, reduction: str, counted: Tensor | None = None) -> 
 
 # --- until every module has moved
 from lossbook._checks import *  # noqa: E402, F403
-from lossbook._checks import HALF, check_flag, check_ignore_index, check_index, check_number, check_reduction, check_scores, describe  # noqa: E402, F401, E501
+from lossbook._checks import (
+    HALF,
+    check_flag,
+    check_ignore_index,
+    check_index,
+    check_number,
+    check_reduction,
+    check_scores,
+    describe,
+)  # noqa: E402, F401, E501
 from lossbook._torch import plain as eager, readable as values_readable  # noqa: E402, F401
 
 
@@ -107,6 +116,12 @@ class LossModule(nn.Module):
     def options(self) -> dict[str, Any]:
         """The options by name."""
         return {name: getattr(self, name) for name in self._names}
+
+    def __prepare_scriptable__(self) -> Any:
+        raise NotImplementedError(
+            f"{type(self).__name__} cannot be scripted: torch.jit.script knows no keyword-only arguments. "
+            "Use torch.compile, torch.export or torch.jit.trace."
+        )
 
     def extra_repr(self) -> str:
         """The options; modules and large tensors by their kind."""

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from lossbook._common import describe
+from lossbook._checks import describe
 
 HIDDEN = "application/papermill.record/"  # what MyST-NB puts before the type of an output that only the text uses
 

@@ -1,7 +1,7 @@
 """How good multi-label predictions are: F1 scores, exact match, the best threshold, average precision.
 
 Predictions and targets are boolean tensors ``(N, L)``: N rows, L labels. Where a score has nothing to count (no true
-and no predicted label) it is 0.
+and no predicted label) it is 0. Empty input and NaN scores are a ``ValueError``, never a number that looks like one.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lossbook._common import describe
+from lossbook._checks import describe
 
 
 def _check(pred: Tensor, target: Tensor, *, scores: bool = False) -> None:
@@ -20,6 +20,10 @@ def _check(pred: Tensor, target: Tensor, *, scores: bool = False) -> None:
             f"expected {'real-valued scores' if scores else 'boolean predictions'} and a boolean target of one shape, "
             f"got {describe(pred)} and {describe(target)}"
         )
+    if target.numel() == 0:
+        raise ValueError(f"expected at least one row and one label, got {describe(target)}")
+    if scores and bool(pred.isnan().any()):
+        raise ValueError(f"scores must not be NaN, {int(pred.isnan().sum())} of {pred.numel()} are")
 
 
 def _f1_per_label(pred: Tensor, target: Tensor) -> Tensor:

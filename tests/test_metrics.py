@@ -104,3 +104,20 @@ def test_scores_must_be_real(metric):
     boolean = torch.zeros(2, 3, dtype=torch.bool)
     with pytest.raises(ValueError, match="expected real-valued scores and a boolean target"):
         metric(boolean, boolean)
+
+
+@pytest.mark.parametrize("name", ["micro_f1", "macro_f1", "exact_match", "best_threshold", "average_precision"])
+def test_empty_input_is_an_error(name):
+    scores, target = example(0, 3, 4)
+    pred = scores if name in ("best_threshold", "average_precision") else scores > 0
+    for part in (slice(0, 0), (slice(None), slice(0, 0))):
+        with pytest.raises(ValueError, match="expected at least one row and one label"):
+            getattr(metrics, name)(pred[part], target[part])
+
+
+@pytest.mark.parametrize("name", ["best_threshold", "average_precision"])
+def test_nan_scores_are_an_error(name):
+    scores, target = example(0, 3, 4)
+    scores[1, 2] = float("nan")
+    with pytest.raises(ValueError, match="scores must not be NaN, 1 of 12 are"):
+        getattr(metrics, name)(scores, target)
