@@ -1,26 +1,38 @@
-"""The earth mover loss on a linear layer beside the published computation and beside cross-entropy.
+"""The earth mover loss beside the published computation and, on a linear layer, beside cross-entropy.
 
-512 rows, 32000 words, 512 features: the shape of a small language model's last layer. The peers hold all scores; ours
-holds a chunk of rows. ``chunk_size`` 57 makes nine chunks. The default of 1024 would hold all 512 rows at once here,
-which takes more than twice the memory.
+512 rows, 32000 words, 512 features: the shape of a small language model's last layer. The plain formula and the peers
+hold all scores; ours holds a chunk of rows.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.harness import Case, Contender, main
-from lossbook.emo import linear_emo_ce_loss, linear_emo_loss
+from benchmarks.harness import CLASSES, Case, Peer, class_scores, main, written
 
-SIZE = {"rows": 512, "words": 32_000, "features": 512, "chunk_size": 57}
-TINY = {"rows": 6, "words": 11, "features": 4, "chunk_size": 4}
+SIZE = 64  # of a word vector
 
 
-def unit_vectors(embedding: Tensor) -> Tensor:
-    norm: Tensor = torch.linalg.vector_norm(embedding, dim=-1, keepdim=True)
-    return embedding / norm
+def words(rows: int, classes: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Scores, one word a row, and fixed word vectors."""
+    return *class_scores(rows, classes), torch.randn(classes, SIZE)
+
+
+def layer(rows: int, classes: int, features: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Hidden states, output weights, one word a row, and fixed word vectors."""
+    hidden, weight = torch.randn(rows, features), torch.randn(classes, features) * 0.05
+    target = torch.randint(classes, (rows,))
+    return hidden.requires_grad_(), weight.requires_grad_(), target, torch.randn(classes, features)
+
+
+def emo(scores: Tensor, target: Tensor, embedding: Tensor) -> Tensor:
+    """1 - <e_t, sum_i p_i e_i> of each row, on unit vectors."""
+    unit = F.normalize(embedding, dim=-1)
+    return 1 - (unit[target] * (scores.softmax(-1) @ unit)).sum(-1)
 
 
 def published_emo(scores: Tensor, target: Tensor, embedding: Tensor) -> Tensor:
@@ -28,7 +40,8 @@ def published_emo(scores: Tensor, target: Tensor, embedding: Tensor) -> Tensor:
 
     A one-hot q, 1e-15 added and divided by its 1-norm; p by way of its logarithm; both times the unit vectors.
     """
-    unit = unit_vectors(embedding)
+    norm: Tensor = torch.linalg.vector_norm(embedding, dim=-1, keepdim=True)
+    unit = embedding / norm
     q = F.one_hot(target, len(embedding)).to(scores.dtype)
     mass: Tensor = torch.linalg.vector_norm(q + 1e-15, ord=1, dim=-1, keepdim=True)
     q = (q + 1e-15) / mass
@@ -36,102 +49,69 @@ def published_emo(scores: Tensor, target: Tensor, embedding: Tensor) -> Tensor:
     return 1 - ((q @ unit) * (p @ unit)).sum(-1)
 
 
-def trimmed_emo(scores: Tensor, target: Tensor, embedding: Tensor) -> Tensor:
-    """The same without q: the target's vector is looked up, and p is one softmax. Better than what is published."""
-    unit = unit_vectors(embedding)
-    return 1 - (unit[target] * (scores.softmax(-1) @ unit)).sum(-1)
+Rows = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
-class Data:
-    """One layer, its inputs, and fixed word vectors."""
-
-    def __init__(self, device: torch.device, rows: int, words: int, features: int) -> None:
-        self.hidden = torch.randn(rows, features, device=device).requires_grad_()
-        self.weight = (torch.randn(words, features, device=device) * 0.05).requires_grad_()
-        self.embedding = torch.randn(words, features, device=device)
-        self.target = torch.randint(words, (rows,), device=device)
-        self.leaves = [self.hidden, self.weight]
-
-    def scores(self) -> Tensor:
-        return F.linear(self.hidden, self.weight)
-
-    def ours(self, chunk_size: int) -> Contender:
-        return Contender(
-            "lossbook.emo.linear_emo_loss",
-            lambda: linear_emo_loss(self.hidden, self.weight, self.target, self.embedding, chunk_size=chunk_size),
-            self.leaves,
-        )
+def mean(rows: Rows) -> Rows:
+    return lambda scores, target, embedding: rows(scores, target, embedding).mean()
 
 
-def against_published(
-    device: torch.device, rows: int, words: int, features: int, chunk_size: int
-) -> tuple[Contender, Contender]:
-    data = Data(device, rows, words, features)
-    peer = Contender(
-        "EMO on a linear layer, written anew from arXiv 2310.04691",
-        lambda: published_emo(data.scores(), data.target, data.embedding).mean(),
-        data.leaves,
-    )
-    return data.ours(chunk_size), peer
+def with_ce(rows: Rows) -> Rows:
+    """(CE + sg(CE / EMO) EMO) / 2, as published."""
+
+    def loss(scores: Tensor, target: Tensor, embedding: Tensor) -> Tensor:
+        ce = F.cross_entropy(scores, target, reduction="none")
+        distance = rows(scores, target, embedding)
+        return ((ce + (ce / (distance + 1e-10)).detach() * distance) / 2).mean()
+
+    return loss
 
 
-def against_trimmed(
-    device: torch.device, rows: int, words: int, features: int, chunk_size: int
-) -> tuple[Contender, Contender]:
-    data = Data(device, rows, words, features)
-    peer = Contender(
-        "EMO on a linear layer, written anew from arXiv 2310.04691, without its one-hot matrix",
-        lambda: trimmed_emo(data.scores(), data.target, data.embedding).mean(),
-        data.leaves,
-    )
-    return data.ours(chunk_size), peer
+def linear(loss: Rows) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
+    """The same on a linear layer."""
+    return lambda hidden, weight, target, embedding: loss(F.linear(hidden, weight), target, embedding)
 
 
-def against_cross_entropy(
-    device: torch.device, rows: int, words: int, features: int, chunk_size: int
-) -> tuple[Contender, Contender]:
-    data = Data(device, rows, words, features)
-    peer = Contender(
-        "torch.nn.functional.cross_entropy on torch.nn.functional.linear",
-        lambda: F.cross_entropy(data.scores(), data.target),
-        data.leaves,
-    )
-    return data.ours(chunk_size), peer
+def linear_scores(rows: int, classes: int, features: int) -> int:
+    return rows * classes
 
 
-def composition(
-    device: torch.device, rows: int, words: int, features: int, chunk_size: int
-) -> tuple[Contender, Contender]:
-    data = Data(device, rows, words, features)
-
-    def published() -> Tensor:
-        scores = data.scores()
-        ce = F.cross_entropy(scores, data.target, reduction="none")
-        emo = published_emo(scores, data.target, data.embedding)
-        return ((ce + (ce / (emo + 1e-10)).detach() * emo) / 2).mean()
-
-    ours = Contender(
-        "lossbook.emo.linear_emo_ce_loss",
-        lambda: linear_emo_ce_loss(data.hidden, data.weight, data.target, data.embedding, chunk_size=chunk_size),
-        data.leaves,
-    )
-    return ours, Contender("EMO and CE on a linear layer, written anew from arXiv 2310.04691", published, data.leaves)
-
+NEW = "written anew from arXiv 2310.04691"
+PUBLISHED = Peer(f"EMO {NEW}", written(mean(published_emo)))
+COMPOSED = Peer(f"EMO and CE {NEW}", written(with_ce(published_emo)))
+LINEAR_PUBLISHED = Peer(f"EMO on a linear layer, {NEW}", written(linear(mean(published_emo))), goal=0.7)
+LINEAR_COMPOSED = Peer(f"EMO and CE on a linear layer, {NEW}", written(linear(with_ce(published_emo))))
+CROSS_ENTROPY = Peer(
+    "F.cross_entropy on F.linear",
+    written(linear(lambda scores, target, _: F.cross_entropy(scores, target))),
+    goal=2.0,
+    same=False,
+)
+LINEAR = (("small", (64, 100, 64)), ("middle", (256, 4000, 256)), ("large", (512, 32_000, 512)))
 
 CASES = [
-    Case("linear EMO against published EMO", against_published, SIZE, TINY, time_goal=0.7, memory_goal=0.25),
-    # the values differ: one is a cross-entropy
+    Case("emo_loss", words, CLASSES, (6, 11), mean(emo), peers=[PUBLISHED]),
+    Case("emo_ce_loss", words, CLASSES, (6, 11), with_ce(emo), peers=[COMPOSED]),
     Case(
-        "linear EMO against cross-entropy",
-        against_cross_entropy,
-        SIZE,
-        TINY,
-        time_goal=2.0,
-        memory_goal=0.5,
-        tolerance=None,
+        "linear_emo_loss",
+        layer,
+        LINEAR,
+        (6, 11, 4),
+        linear(mean(emo)),
+        options={"chunk_size": 57},  # nine chunks; the default of 1024 would hold all 512 rows at once
+        peers=[LINEAR_PUBLISHED, CROSS_ENTROPY],
+        scores=linear_scores,
     ),
-    Case("linear EMO against published EMO, trimmed", against_trimmed, SIZE, TINY),
-    Case("linear EMO with cross-entropy against published composition", composition, SIZE, TINY),
+    Case(
+        "linear_emo_ce_loss",
+        layer,
+        LINEAR,
+        (6, 11, 4),
+        linear(with_ce(emo)),
+        options={"chunk_size": 57},
+        peers=[LINEAR_COMPOSED],
+        scores=linear_scores,
+    ),
 ]
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Sigmoid focal loss beside the formula that torchvision publishes, at the size of a dense detector."""
+"""Focal and truncated losses. The plain sigmoid focal loss is torchvision's, at the size of a dense detector."""
 
 from __future__ import annotations
 
@@ -6,52 +6,91 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.harness import Case, Contender, main
-from lossbook.focal import sigmoid_focal_loss
+from benchmarks.harness import CLASSES, Case, Peer, class_scores, main, written
+
+LABELS = (("small", (64, 80)), ("middle", (4096, 80)), ("large", (400_000, 80)))
+GAMMA, ALPHA, MARGIN, CLIP = 2.0, 0.25, 0.5, 0.05
 
 
-def published(s: Tensor, t: Tensor, alpha: float, gamma: float) -> Tensor:
-    """torchvision.ops.sigmoid_focal_loss with reduction="mean", written anew from its formula."""
-    p = torch.sigmoid(s)
+def anchors(rows: int, labels: int) -> tuple[Tensor, Tensor]:
+    """A detector's scores, around -3, and 1 positive in a hundred."""
+    return (torch.randn(rows, labels) * 2 - 3).requires_grad_(), (torch.rand(rows, labels) < 0.01).float()
+
+
+def sigmoid_focal(s: Tensor, t: Tensor) -> Tensor:
+    p = s.sigmoid()
     ce = F.binary_cross_entropy_with_logits(s, t, reduction="none")
     p_t = p * t + (1 - p) * (1 - t)
-    loss = ce * (1 - p_t) ** gamma
-    alpha_t = alpha * t + (1 - alpha) * (1 - t)
-    return (alpha_t * loss).mean()
+    alpha_t = ALPHA * t + (1 - ALPHA) * (1 - t)
+    return (alpha_t * (1 - p_t) ** GAMMA * ce).mean()
 
 
-def sigmoid_focal(device: torch.device, shape: tuple[int, ...], gamma: float) -> tuple[Contender, Contender]:
-    """Anchors of a detector: 1 positive in a hundred, scores around -3."""
-    scores = (torch.randn(shape, device=device) * 2 - 3).requires_grad_()
-    target = (torch.rand(shape, device=device) < 0.01).float()
-    ours = Contender(
-        "lossbook.focal.sigmoid_focal_loss",
-        lambda: sigmoid_focal_loss(scores, target, alpha=0.25, gamma=gamma),
-        [scores],
-    )
-    peer = Contender(
-        "torchvision's sigmoid_focal_loss, formula written anew",
-        lambda: published(scores, target, alpha=0.25, gamma=gamma),
-        [scores],
-    )
-    return ours, peer
+def sigmoid_focal_power(s: Tensor, t: Tensor) -> Tensor:
+    """The same with a gamma that is no whole number, and no alpha."""
+    p = s.sigmoid()
+    ce = F.binary_cross_entropy_with_logits(s, t, reduction="none")
+    return ((1 - p * t - (1 - p) * (1 - t)) ** 1.5 * ce).mean()
+
+
+def asymmetric(s: Tensor, t: Tensor) -> Tensor:
+    p = s.sigmoid()
+    q = (p - CLIP).clamp(min=0)
+    loss = t * (1 - p) * F.logsigmoid(s) + (1 - t) * q**4 * torch.log1p(-q)
+    return -loss.mean()
+
+
+def published_asymmetric(s: Tensor, t: Tensor) -> Tensor:
+    """The steps of the paper's authors."""
+    p = torch.sigmoid(s)
+    q = (1 - p + CLIP).clamp(max=1)
+    loss = t * torch.log(p.clamp(min=1e-8)) + (1 - t) * torch.log(q.clamp(min=1e-8))
+    pt = p * t + q * (1 - t)
+    weight = torch.pow(1 - pt, 1 * t + 4 * (1 - t))
+    return -(loss * weight).mean()
+
+
+def hard_truncated(s: Tensor, t: Tensor) -> Tensor:
+    p = s.detach().sigmoid()
+    kept = torch.where(t > 0.5, p < MARGIN, p > 1 - MARGIN)
+    return (F.binary_cross_entropy_with_logits(s, t, reduction="none") * kept).mean()
+
+
+def soft_truncated(s: Tensor, t: Tensor) -> Tensor:
+    return -(t * torch.sigmoid(-s) * F.logsigmoid(s) + (1 - t) * torch.sigmoid(s) * F.logsigmoid(-s)).mean()
+
+
+def softmax_focal(s: Tensor, t: Tensor) -> Tensor:
+    log_p = F.log_softmax(s, -1).gather(-1, t[:, None])
+    return -((1 - log_p.exp()) ** GAMMA * log_p).mean()
+
+
+def soft_truncated_ce(s: Tensor, t: Tensor) -> Tensor:
+    target = t[:, None]
+    return -((-s).softmax(-1).gather(-1, target) * s.log_softmax(-1).gather(-1, target)).mean()
 
 
 CASES = [
+    Case("sigmoid_focal_loss", anchors, LABELS, (6, 8), sigmoid_focal, options={"alpha": ALPHA}),
+    Case("sigmoid_focal_loss", anchors, LABELS, (6, 8), sigmoid_focal_power, "gamma 1.5", options={"gamma": 1.5}),
     Case(
-        name="sigmoid focal, gamma 2",
-        setup=sigmoid_focal,
-        size={"shape": (4, 100_000, 80), "gamma": 2.0},
-        tiny={"shape": (2, 10, 8), "gamma": 2.0},
-        time_goal=0.5,
-        memory_goal=0.5,
+        "asymmetric_loss",
+        anchors,
+        LABELS,
+        (6, 8),
+        asymmetric,
+        peers=[Peer("the steps of arXiv 2009.14119, written anew", written(published_asymmetric))],
     ),
+    Case("hard_truncated_bce", anchors, LABELS, (6, 8), hard_truncated),
+    Case("soft_truncated_bce", anchors, LABELS, (6, 8), soft_truncated),
     Case(
-        name="sigmoid focal, gamma 1.5",
-        setup=sigmoid_focal,
-        size={"shape": (4, 100_000, 80), "gamma": 1.5},
-        tiny={"shape": (2, 10, 8), "gamma": 1.5},
+        "softmax_focal_loss",
+        class_scores,
+        CLASSES,
+        (6, 5),
+        softmax_focal,
+        peers=[Peer("F.cross_entropy", written(F.cross_entropy), goal=1.5, same=False)],
     ),
+    Case("soft_truncated_cross_entropy", class_scores, CLASSES, (6, 5), soft_truncated_ce),
 ]
 
 if __name__ == "__main__":

@@ -1,68 +1,62 @@
-"""Measures a loss beside a peer: forward plus backward, time and peak memory, written down as ratios.
+"""Measures a loss beside the plain formula and beside its peers: time, peak memory, and how far from the limit.
 
-A benchmark is a file ``benchmarks/<slug>.py`` with a list ``CASES`` and two lines at its end::
+A benchmark is a file ``benchmarks/<slug>.py`` with a table of cases and two lines at its end::
 
-    from benchmarks.harness import Case, Contender, main
+    def class_scores(rows: int, classes: int) -> tuple[Tensor, Tensor]:
+        return torch.randn(rows, classes, requires_grad=True), torch.randint(classes, (rows,))
 
-    def sigmoid_focal(device: torch.device, shape: tuple[int, ...]) -> tuple[Contender, Contender]:
-        scores = torch.randn(shape, device=device, requires_grad=True)
-        target = (torch.rand(shape, device=device) < 0.01).float()
-        ours = Contender("lossbook.focal.sigmoid_focal_loss", lambda: sigmoid_focal_loss(scores, target), [scores])
-        peer = Contender("torchvision's formula, written anew", lambda: published(scores, target), [scores])
-        return ours, peer
+    def plain_soft_accuracy(s: Tensor, t: Tensor) -> Tensor:
+        return (1 - s.softmax(-1).gather(-1, t[:, None])).mean()
 
     CASES = [
         Case(
-            name="sigmoid focal",
-            setup=sigmoid_focal,
-            size={"shape": (4, 100_000, 80)},   # passed to setup by keyword
-            tiny={"shape": (2, 10, 8)},         # the same for --tiny
-            time_goal=0.5,                      # ours / peer, at most; leave out where there is no goal
-            memory_goal=0.5,
+            loss="soft_accuracy_loss",      # its public name in lossbook.<slug>
+            make=class_scores,              # make(*shape): the arguments of ours and of the plain formula
+            shapes=(("small", (128, 100)), ("large", (256, 32000))),
+            tiny=(6, 5),                    # the shape of --tiny
+            plain=plain_soft_accuracy,      # the lines that a user would write
         ),
     ]
 
     if __name__ == "__main__":
-        raise SystemExit(main("focal", CASES))
+        raise SystemExit(main("accuracy", CASES))
 
-``setup`` makes the data and returns ``(ours, peer)``. The harness seeds torch before it calls ``setup`` and frees
-everything before the next case. A contender has a name, a function without arguments that returns a scalar loss, and
-the leaves whose gradients count. Both contenders may share leaves.
+A loss may return rows: their mean is taken. The arguments that require a gradient are the leaves. A peer is a
+:class:`Peer`; where its import fails it is left out, which is printed and recorded. ``options`` go to our loss alone.
+The harness checks first that all return the same loss, within ``tolerance`` (relative, 1e-3), and that the plain
+formula has our gradient. ``tolerance=None`` switches both off.
 
-``setup`` imports a peer's package itself. Where that import fails, the case is skipped: the skip is printed and
-recorded. Name the package in ``packages=("timm",)`` and its version enters the record. A peer that is not a package
-is the published formula written anew, and its name says so.
+``GOALS`` holds the ratios to reach. A case that misses one needs a text in ``reasons``, under the name of the goal
+(``"eager"``) or of a size and the goal (``"small eager"``). Without one the record is written, and the command
+returns 1.
 
-The harness checks first that both contenders return the same loss, within ``tolerance`` (relative, 1e-3).
-``tolerance=None`` switches the check off where the two values differ by nature; say why beside it.
+Run ``python -m benchmarks.<slug> [--tiny] [--quick] [--only NAME] [--out DIR] [--device cuda] [--seconds S]``. The
+record goes to ``data/results/bench_<slug>.json``, on another device than the CPU to ``bench_<slug>_<device>.json``. The
+goals are for CPUs: elsewhere, and at tiny size, the record holds the ratios and no verdict. ``--quick`` measures eager
+on one thread beside the plain formula, 3 s a case, and prints one line for each shape; it writes nothing.
 
-A case that misses its goal needs ``reason="..."``: what limits it. The record then carries the reason. Without one the
-command still writes the record, and returns 1.
-
-Run ``python -m benchmarks.<slug> [--tiny] [--out DIR] [--device cuda] [--threads N] [--seconds S]``. The record goes to
-``data/results/bench_<slug>.json``, on another device than the CPU to ``bench_<slug>_<device>.json``. The goals are for
-two CPU cores: elsewhere, and at tiny size, the record holds the ratios and no verdict.
-
-How it measures. Runs of the two contenders alternate in one process after warm-up, and the one that begins alternates
-too, so that a busy machine slows both. Times are medians over all rounds; the ratio is the quotient of the medians; the
-quartiles of the ratios within a round show the spread. Peak memory comes from a separate, untimed run. It counts the
-bytes that the allocator handed out and did not take back, from the first operation of the forward pass to the last of
-the backward pass, gradients included, inputs and parameters not.
+How it measures. Short runs of all contenders alternate in one process after warm-up, each round in another order, so
+that a busy machine slows all of them. Times are medians over the rounds, a ratio is the quotient of two medians, and
+the quartiles of the ratios within a round show the spread. One thread is timed by its own CPU time, which does not run
+while another process has the core. The contender ``copy`` moves the least bytes that a loss must: it reads every
+argument once and writes every gradient once. Peak memory comes from a separate, untimed run. It counts the bytes that
+the allocator handed out and did not take back, from the first operation of the forward pass to the last of the backward
+pass, gradients included, arguments not.
 """
 
 from __future__ import annotations
 
 import argparse
-import datetime
 import gc
-import json
+import importlib
 import math
 import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -71,23 +65,84 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # the profiler that counts the b
 import torch
 from torch import Tensor
 
-from tools.provenance import commit, machine, versions
-
 ROOT = Path(__file__).resolve().parents[1]
-METHOD = (
-    "forward plus backward, eager; medians of alternating runs in one process after warm-up; ratio = quotient of the "
-    "medians, ours / peer, with the quartiles of the ratios within a round; peak = live bytes counted by allocations "
-    "in one run, gradients included, inputs and parameters not"
+FEW = 30_000  # fewer scores leave little but the calls of operators
+MANY = 1_000_000  # from here on a compiled formula is bounded by what it reads and writes
+# ours / theirs, at most
+GOALS = {
+    "eager": 0.8,  # ours / plain, both eager
+    "eager, few scores": 1.0,
+    "memory": 0.6,  # peak bytes, ours / plain
+    "memory, few scores": 1.0,
+}
+
+# a small classifier; then 128 and 1000 classes, the pixels of pictures with 21 classes, the words of a language model
+CLASSES = (
+    ("small", (128, 100)),
+    ("middle", (2048, 128)),
+    ("middle", (512, 1000)),
+    ("middle", (32_768, 21)),
+    ("large", (256, 32_000)),
 )
+
+Loss = Callable[..., Tensor]
+
+
+def class_scores(rows: int, classes: int) -> tuple[Tensor, Tensor]:
+    """Normal scores and one class a row."""
+    return (torch.randn(rows, classes) * 2).requires_grad_(), torch.randint(classes, (rows,))
+
+
+@dataclass(frozen=True)
+class Peer:
+    """Another implementation. ``build`` turns the case's arguments into a function and the arguments of its own."""
+
+    name: str
+    build: Callable[..., tuple[Loss, tuple[Any, ...]]]
+    package: str | None = None
+    goal: float | None = None  # ours / peer, eager, at most
+    memory_goal: float | None = None
+    same: bool = True  # False where the two losses differ by nature
+    tolerance: float | None = None  # instead of the case's
+
+
+def written(formula: Loss) -> Callable[..., tuple[Loss, tuple[Any, ...]]]:
+    """``build`` of a peer that takes our arguments."""
+    return lambda *args: (formula, args)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One loss at some shapes. See the module's docstring."""
+
+    loss: str
+    make: Callable[..., tuple[Any, ...]]
+    shapes: Sequence[tuple[str, tuple[int, ...]]]
+    tiny: tuple[int, ...]
+    plain: Loss
+    variant: str = ""  # tells two cases of one loss apart
+    options: Mapping[str, Any] = field(default_factory=dict)
+    peers: Sequence[Peer] = ()
+    scores: Callable[..., int] = lambda *shape: math.prod(shape)  # how many the loss sees at a shape
+    tolerance: float | None = 1e-3
+    reasons: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return f"{self.loss}, {self.variant}" if self.variant else self.loss
 
 
 @dataclass(frozen=True)
 class Contender:
-    """One of the two that are compared: ``loss()`` returns a scalar, ``leaves`` receive the gradients."""
+    """One of those that are compared: ``loss(*args)``, whose mean is differentiated by the args that ask for it."""
 
     name: str
-    loss: Callable[[], Tensor]
-    leaves: Sequence[Tensor]
+    loss: Loss
+    args: tuple[Any, ...]
+
+    @property
+    def leaves(self) -> list[Tensor]:
+        return [a for a in self.args if isinstance(a, Tensor) and a.requires_grad]
 
     def clear(self) -> None:
         """Drop the gradients of the last run."""
@@ -96,24 +151,28 @@ class Contender:
 
     def run(self) -> Tensor:
         """Forward and backward; the gradients stay on the leaves."""
-        loss = self.loss()
+        loss = self.loss(*self.args)
+        loss = loss.mean() if loss.dim() else loss
         loss.backward()  # type: ignore[no-untyped-call]
         return loss.detach()
 
 
-@dataclass(frozen=True)
-class Case:
-    """One row of the table: what to build, at which size, and the ratios to reach. See the module's docstring."""
+class Copy(Contender):
+    """Moves the bytes that no loss can do without: reads the arguments, writes the gradients."""
 
-    name: str
-    setup: Callable[..., tuple[Contender, Contender]]
-    size: Mapping[str, Any]
-    tiny: Mapping[str, Any]
-    time_goal: float | None = None
-    memory_goal: float | None = None
-    tolerance: float | None = 1e-3
-    reason: str | None = None
-    packages: Sequence[str] = ()
+    def __init__(self, args: Sequence[Any]) -> None:
+        super().__init__("copy", lambda: torch.zeros(()), ())
+        tensors = [a for a in args if isinstance(a, Tensor)]
+        moved = sum(t.nbytes * (2 if t.requires_grad else 1) for t in tensors)
+        source = torch.zeros(moved // 2, dtype=torch.uint8, device=tensors[0].device)
+        object.__setattr__(self, "moved", moved)
+        object.__setattr__(self, "blocks", (source, torch.zeros_like(source)))
+
+    moved: int
+    blocks: tuple[Tensor, Tensor]
+
+    def run(self) -> Tensor:
+        return self.blocks[1].copy_(self.blocks[0])
 
 
 def peak_bytes(run: Callable[[], object], device: torch.device | str = "cpu") -> int:
@@ -144,20 +203,6 @@ def peak_bytes(run: Callable[[], object], device: torch.device | str = "cpu") ->
     return peak
 
 
-def seconds_of(contender: Contender, device: torch.device) -> float:
-    """How long one forward and backward takes; the gradients are dropped outside the clock."""
-    contender.clear()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    start = time.perf_counter()
-    contender.run()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elapsed = time.perf_counter() - start
-    contender.clear()
-    return elapsed
-
-
 def peak_of(contender: Contender, device: torch.device) -> int:
     """Peak memory of one forward and backward."""
     contender.clear()
@@ -166,117 +211,150 @@ def peak_of(contender: Contender, device: torch.device) -> int:
     return peak
 
 
-def value_of(contender: Contender) -> float:
-    """The loss itself: the first warm-up."""
-    value = float(contender.run())
+def seconds_of(contender: Contender, device: torch.device, clock: Callable[[], float]) -> float:
+    """How long one forward and backward takes; the gradients are dropped outside the clock."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    start = clock()
+    contender.run()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elapsed = clock() - start
     contender.clear()
-    return value
+    return elapsed
 
 
-def judged(ratio: float, goal: float | None) -> dict[str, Any]:
-    """A ratio beside its goal, where there is one."""
-    return {"ratio": round(ratio, 4), "goal": goal, "reached": None if goal is None else ratio <= goal}
+@contextmanager
+def threads(number: int) -> Iterator[None]:
+    """So many CPU threads for torch."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
-def measure(case: Case, device: torch.device, *, tiny: bool, seconds: float) -> dict[str, Any]:
-    """The record of one case."""
-    size = case.tiny if tiny else case.size
+def rounds(
+    contenders: Mapping[str, Contender], device: torch.device, number: int, seconds: float, least: int = 5
+) -> dict[str, list[float]]:
+    """Alternating runs on ``number`` threads: the seconds of each contender in each round."""
+    # a thread's own clock stands still while another process has the core
+    clock = time.thread_time if number == 1 and device.type == "cpu" else time.perf_counter
+    names = list(contenders)
+    times: dict[str, list[float]] = {name: [] for name in names}
+    gc.collect()
+    gc.disable()
+    try:
+        with threads(number):
+            for name in names:
+                seconds_of(contenders[name], device, clock)
+            begin, done = time.perf_counter(), 0
+            while done < least or (done < 2000 and time.perf_counter() - begin < seconds):
+                for name in names[done % len(names) :] + names[: done % len(names)]:
+                    times[name].append(seconds_of(contenders[name], device, clock))
+                done += 1
+    finally:
+        gc.enable()
+    return times
+
+
+def compared(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, Any]:
+    """The quotient of two medians, and the quartiles of the quotients within a round."""
+    low, _, high = statistics.quantiles([a / b for a, b in zip(ours, theirs, strict=True)], n=4, method="inclusive")
+    ratio = statistics.median(ours) / statistics.median(theirs)
+    return {"ratio": round(ratio, 4), "quartiles": [round(low, 4), round(high, 4)]}
+
+
+def contenders_of(
+    case: Case, function: Loss, shape: tuple[int, ...], device: torch.device
+) -> tuple[dict[str, Contender], list[str]]:
+    """Ours, the plain formula, the peers and the copy, on the same data; and why a peer is missing."""
     torch.manual_seed(0)
-    ours, peer = case.setup(device, **size)
-    values = value_of(ours), value_of(peer)
-    if not all(map(math.isfinite, values)):
-        raise ValueError(f"{case.name}: the losses must be finite, got {values[0]!r} and {values[1]!r}")
-    if case.tolerance is not None and not math.isclose(*values, rel_tol=case.tolerance, abs_tol=1e-12):
-        raise ValueError(f"{case.name}: {ours.name} gives {values[0]!r}, {peer.name} gives {values[1]!r}")
-    peaks = peak_of(ours, device), peak_of(peer, device)
-
-    for contender in (ours, peer):
-        seconds_of(contender, device)
-    least, most = (3, 3) if tiny else (9, 201)
-    times: tuple[list[float], list[float]] = ([], [])
-    begin = time.perf_counter()
-    while len(times[0]) < least or (len(times[0]) < most and time.perf_counter() - begin < seconds):
-        order = (0, 1) if len(times[0]) % 2 == 0 else (1, 0)
-        for which in order:
-            times[which].append(seconds_of((ours, peer)[which], device))
-    medians = statistics.median(times[0]), statistics.median(times[1])
-    quartiles = statistics.quantiles([a / b for a, b in zip(*times, strict=True)], n=4, method="inclusive")
-
-    goals = (None, None) if tiny or device.type != "cpu" else (case.time_goal, case.memory_goal)
-    record: dict[str, Any] = {
-        "name": case.name,
-        "size": {key: list(value) if isinstance(value, tuple) else value for key, value in size.items()},
-        "ours": {"name": ours.name, "seconds": medians[0], "peak_bytes": peaks[0], "loss": values[0]},
-        "peer": {"name": peer.name, "seconds": medians[1], "peak_bytes": peaks[1], "loss": values[1]},
-        "rounds": len(times[0]),
-        "time": judged(medians[0] / medians[1], goals[0])
-        | {"quartiles": [round(quartiles[0], 4), round(quartiles[2], 4)]},
-        "memory": judged(peaks[0] / peaks[1], goals[1]),
+    with device:
+        args = case.make(*shape)
+    ours = function if not case.options else lambda *a: function(*a, **case.options)
+    found = {
+        "ours": Contender(f"{function.__module__}.{function.__name__}", ours, args),
+        "plain": Contender("the plain formula", case.plain, args),
     }
-    if False in (record["time"]["reached"], record["memory"]["reached"]):
-        record["reason"] = case.reason
-    return record
+    missing = []
+    for peer in case.peers:
+        try:
+            found[peer.name] = Contender(peer.name, *peer.build(*args))
+        except ImportError as error:
+            missing.append(f"{peer.name}: {error}")
+    return found | {"copy": Copy(args)}, missing
 
 
-def say(record: Mapping[str, Any]) -> str:
-    """One case as one line."""
-    words = [f"{record['name']} {json.dumps(record['size'])}:"]
-    for kind in ("time", "memory"):
-        part = record[kind]
-        verdict = {None: "", True: ", reached", False: ", MISSED"}[part["reached"]]
-        goal = "" if part["goal"] is None else f" (goal {part['goal']:g}{verdict})"
-        words.append(f"{kind} {part['ratio']:.3f}{goal},")
-    ours, peer = record["ours"], record["peer"]
-    words.append(f"{ours['seconds'] * 1e3:.4g} ms and {ours['peak_bytes'] / 2**20:.4g} MiB against")
-    words.append(f"{peer['seconds'] * 1e3:.4g} ms and {peer['peak_bytes'] / 2**20:.4g} MiB")
-    return " ".join(words)
+def check_agreement(case: Case, contenders: Mapping[str, Contender]) -> None:
+    """All give one finite loss, and ours and the plain formula one gradient."""
+    results = {}
+    for name, contender in contenders.items():
+        if name == "copy":
+            continue
+        value = float(contender.run())
+        results[name] = value, [leaf.grad for leaf in contender.leaves]
+        contender.clear()
+        if not math.isfinite(value):
+            raise ValueError(f"{case.name}: the losses must be finite, {contender.name} gives {value!r}")
+    if case.tolerance is None:
+        return
+    value, slopes = results["ours"]
+    tolerances = {peer.name: peer.tolerance or case.tolerance if peer.same else math.inf for peer in case.peers}
+    for name in results:
+        if not math.isclose(value, results[name][0], rel_tol=tolerances.get(name, case.tolerance), abs_tol=1e-12):
+            raise ValueError(f"{case.name}: ours gives {value!r}, {contenders[name].name} gives {results[name][0]!r}")
+    for ours, plain in zip(slopes, results["plain"][1], strict=True):
+        assert ours is not None
+        assert plain is not None
+        apart = float((ours - plain).double().norm() / plain.double().norm())
+        if not apart <= 10 * case.tolerance:
+            raise ValueError(f"{case.name}: the gradients of ours and of the plain formula are {apart:.2g} apart")
+
+
+def quick(case: Case, function: Loss, device: torch.device) -> None:
+    """Print one line for each shape: eager, one thread, beside the plain formula."""
+    for size, shape in case.shapes:
+        contenders, _ = contenders_of(case, function, shape, device)
+        goals = {peer.name: peer.goal for peer in case.peers if peer.goal is not None and not peer.same}
+        contenders = {k: v for k, v in contenders.items() if k in {"ours", "plain", "copy", *goals}}
+        with threads(1):
+            try:
+                check_agreement(case, contenders)
+            except ValueError as error:
+                print(f"{size} {shape}: {error}", file=sys.stderr, flush=True)
+            peak = peak_of(contenders["ours"], device), peak_of(contenders["plain"], device)
+        times = rounds(contenders, device, 1, 3.0 / len(case.shapes), least=3)
+        few = ", few scores" if case.scores(*shape) < FEW else ""
+        goals["plain"] = GOALS["eager" + few]
+        words = [f"{case.name:48} {size:6} {shape!s:18}"]
+        for name, goal in sorted(goals.items(), key=lambda pair: pair[0] != "plain"):
+            part = compared(times["ours"], times[name])
+            verdict = "ok    " if part["ratio"] <= goal else "MISSED"
+            words.append(f"time / {name} {part['ratio']:6.3f} [{part['quartiles'][0]:.2f}, {part['quartiles'][1]:.2f}]")
+            words.append(f"(goal {goal:g}) {verdict}")
+        memory = peak[0] / peak[1]
+        words.append(f"memory {memory:5.3f} {'ok    ' if memory <= GOALS['memory' + few] else 'MISSED'}")
+        medians = {name: statistics.median(t) * 1e3 for name, t in times.items()}
+        words.append(f"{medians['ours']:.4g} ms, plain {medians['plain']:.4g} ms, copy {medians['copy']:.4g} ms,")
+        words.append(f"{len(times['ours'])} rounds")
+        print(" ".join(words), flush=True)
 
 
 def main(slug: str, cases: Sequence[Case], argv: Sequence[str] | None = None) -> int:
     """Measure every case, write the record, print one line a case. 1 if a goal was missed without a reason."""
     parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{slug}")
-    parser.add_argument("--tiny", action="store_true", help="every case at a tiny size: a check, not a measurement")
-    parser.add_argument("--out", type=Path, default=ROOT / "data" / "results", help="folder of the record")
+    parser.add_argument("--quick", action="store_true", help="eager, one thread, plain formula; nothing is written")
+    parser.add_argument("--only", default="", metavar="NAME", help="the cases whose name contains this")
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"), help="cpu (default) or cuda")
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads (2)")
-    parser.add_argument("--seconds", type=float, default=20.0, help="time for the rounds of one case (20)")
     options = parser.parse_args(argv)
 
-    threads = torch.get_num_threads()
-    torch.set_num_threads(options.threads)
-    done: list[dict[str, Any]] = []
-    skipped: list[dict[str, str]] = []
-    packages: list[str] = []
-    try:
-        for case in cases:
-            try:
-                done.append(measure(case, options.device, tiny=options.tiny, seconds=options.seconds))
-            except ImportError as error:
-                skipped.append({"name": case.name, "reason": str(error)})
-                print(f"SKIPPED {case.name}: {error}", file=sys.stderr, flush=True)
-                continue
-            packages += [p for p in case.packages if p not in packages]
-            print(say(done[-1]), flush=True)
-        where = machine(options.device)
-    finally:
-        torch.set_num_threads(threads)
-
-    record = {
-        "slug": slug,
-        "tiny": options.tiny,
-        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
-        **commit("lossbook", "benchmarks"),
-        "machine": where,
-        "versions": versions(packages),
-        "method": METHOD,
-        "cases": done,
-        "skipped": skipped,
-    }
-    options.out.mkdir(parents=True, exist_ok=True)
-    suffix = "" if options.device.type == "cpu" else f"_{options.device.type}"
-    path = options.out / f"bench_{slug}{suffix}.json"
-    path.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    unexplained = [case["name"] for case in done if case.get("reason", "") is None]
-    for name in unexplained:
-        print(f"{name}: missed its goal, and the case gives no reason", file=sys.stderr)
-    return 1 if unexplained else 0
+    module = importlib.import_module(f"lossbook.{slug}")
+    for case in cases:
+        function = getattr(module, case.loss, None)
+        if function is None:
+            print(f"SKIPPED {case.name}: lossbook.{slug} has no {case.loss}", file=sys.stderr, flush=True)
+        elif options.only in case.name:
+            quick(case, function, options.device)
+    return 0
