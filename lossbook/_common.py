@@ -43,16 +43,20 @@ def one_hot(t: Tensor, num_classes: int) -> Tensor:
     return torch.arange(num_classes, device=t.device) == t.unsqueeze(-1)
 
 
-def rest_margin(s: Tensor, t: Tensor) -> Tensor:
+def rest_margin(s: Tensor, t: Tensor, counted: Tensor | None = None) -> Tensor:
     r"""How far the other classes lie above class t: :math:`z = \log \sum_{i \ne t} e^{s_i - s_t}`, so that
     :math:`p_t = \sigma(-z)`, :math:`1 - p_t = \sigma(z)` and :math:`-\log p_t = \log(1 + e^z)`.
 
-    With one class only it is far below 0.
+    With one class only it is far below 0, and so where ``counted`` is False, whatever the scores.
     """
-    d = s - s.gather(-1, t.unsqueeze(-1))  # subtracted first, so a common offset costs no digits
-    d = d.masked_fill(one_hot(t, s.shape[-1]), ABSENT)
-    top = d.detach().amax(-1, keepdim=True)
-    return (d - top).exp().sum(-1).log() + top.squeeze(-1)
+    wanted = one_hot(t, s.shape[-1])
+    own = wanted if counted is None else wanted & counted.unsqueeze(-1)
+    away = wanted if counted is None else wanted | ~counted.unsqueeze(-1)
+    others = s.masked_fill(away, ABSENT)
+    top = others.detach().amax(-1, keepdim=True)
+    # raw scores are subtracted first, so a common offset costs no digits
+    s_t = s.masked_fill(~own, 0).sum(-1)
+    return (others - top).exp().sum(-1).log() + (top.squeeze(-1) - s_t)
 
 
 def rest_margins(s: Tensor) -> Tensor:
@@ -107,7 +111,7 @@ class LossModule(nn.Module):
         super().__init__()
         self._names = tuple(options)
         for name, value in options.items():
-            if isinstance(value, Tensor):
+            if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
                 self.register_buffer(name, value)
             else:
                 setattr(self, name, value)
