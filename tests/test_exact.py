@@ -33,6 +33,7 @@ V = [0.7, -1.3, 0.4, 1.1, -0.6]
 HARD = [1, 0, 0, 1, 0]
 SOFT = [0.875, 0.0625, 0.0, 1.0, 0.5]  # every dtype holds them
 TAU = [0.5, 0.125, 0.0, 0.375, 0.0]
+OTHER = [0.5, -17.0, 0.25, 60.0, 0.0]
 WORDS = [[1.0, 0.0], [0.6, 0.8], [-1.0, 0.0], [0.0, 1.0], [0.8, -0.6]]  # their squares are 1
 
 
@@ -135,6 +136,14 @@ LOSSES = {
         lambda s: L.soft_accuracy_loss(s, index(0, s), **none),
         lambda s: 1 - softmax(s, 0),
     ),
+    "am_softmax": (
+        lambda s: L.am_softmax_loss(s / 128, index(0, s), margin=0.25, scale=128.0, **none),
+        lambda s: log(1 + sum(exp(x - s[0] + 32) for x in s[1:])),
+    ),
+    "multilabel_symmetric_kl": (
+        lambda s: L.multilabel_symmetric_kl(s, tensor(OTHER, s), scale=2.0, **none),
+        lambda s: sum((sigmoid(2 * x) - sigmoid(2 * jets.jet(r))) * 2 * (x - r) for x, r in zip(s, OTHER, strict=True)),
+    ),
     "emo": (
         lambda s: L.emo_loss(s, index(0, s), torch.tensor(WORDS, dtype=s.dtype), **none),
         lambda s: sum(softmax(s, i) * c for i, c in enumerate(costs(0)) if i),
@@ -200,7 +209,7 @@ def test_every_loss_is_right_to_the_last_digits(name, dtype, road):
                 sway = sway + largest
             what = "value" if k == 0 else f"gradient {k - 1}" if k <= n else f"curvature {k - n - 1}"
             error = abs(mp.mpf(float(got)) - want)
-            units = 8 if name.endswith("soft") else 4  # a sum over the classes that the target names
+            units = 32 if name == "softmax_focal soft" else 4  # every class with a margin of its own, from one softmax
             assert error <= units * unit * sway + 4 * tiny, (
                 f"row {r}, {what}: {float(got):.17g}, right {mp.nstr(want, 17)}"
             )
