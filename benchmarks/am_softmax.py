@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.harness import CLASSES, Case, Loss, Peer, main
+from benchmarks.harness import CLASSES, Case, Loss, Peer, main, written
 from lossbook.am_softmax import additive_angular_margin
 
 MARGIN, ANGLE, SCALE = 0.35, 0.5, 30.0
@@ -63,6 +63,9 @@ COSFACE = Peer(
 )
 
 
+ALONE = Peer("the cosines alone", written(lambda embedding, weight, _: cosine(embedding, weight)), same=False)
+
+
 def linear_scores(rows: int, classes: int, size: int) -> int:
     return rows * classes
 
@@ -71,7 +74,13 @@ CASES = [
     Case("am_softmax_loss", cosines, CLASSES, (6, 5), am_softmax),
     Case("margin_softmax_loss", cosines, CLASSES, (6, 5), arcface, options={"psi": additive_angular_margin(ANGLE)}),
     Case(
-        "linear_am_softmax_loss", vectors, LINEAR, (6, 50, 4), linear_am_softmax, peers=[COSFACE], scores=linear_scores
+        "linear_am_softmax_loss",
+        vectors,
+        LINEAR,
+        (6, 50, 4),
+        linear_am_softmax,
+        peers=[COSFACE, ALONE],
+        scores=linear_scores,
     ),
     Case(
         "linear_margin_softmax_loss",
@@ -80,6 +89,7 @@ CASES = [
         (6, 50, 4),
         linear_arcface,
         options={"psi": additive_angular_margin(ANGLE)},
+        peers=[ALONE],
         scores=linear_scores,
     ),
 ]
