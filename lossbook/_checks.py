@@ -245,9 +245,7 @@ def check_distribution(
         sums = target.sum(-1, dtype=torch.float64)
         wrong = (sums - 1).abs() > 1e-2  # what bfloat16 rounds off
         if bool(wrong.any()):
-            raise ValueError(
-                f"each row of a soft {name} must sum to 1 within 0.01, got {float(sums[wrong][0]):.6g}"
-            )
+            raise ValueError(f"each row of a soft {name} must sum to 1 within 0.01, got {float(sums[wrong][0]):.6g}")
     return target
 
 
@@ -275,3 +273,29 @@ def refuse_sharded(name: str, tensor: Tensor) -> Tensor:
             "full_tensor() would not average the gradient over the ranks"
         )
     return tensor
+
+
+def check_layer(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> torch.dtype:
+    """The dtype in which ``hidden @ weight.T + bias`` is computed: autocast's, or that of ``hidden``.
+
+    A half precision ``hidden`` takes float32 weights; other dtypes are not mixed.
+    """
+    layer = {"hidden": hidden, "weight": weight, **({} if bias is None else {"bias": bias})}
+    for name, x in layer.items():
+        check_floating(x if name == "hidden" else refuse_sharded(name, x), name)
+    if hidden.dim() < 1:
+        raise ValueError(f"hidden must have at least one dimension, the features last, got {describe(hidden)}")
+    if weight.dim() != 2 or weight.shape[1] != hidden.shape[-1]:
+        raise ValueError(f"weight must have the shape (C, {hidden.shape[-1]}), got {describe(weight)}")
+    if bias is not None and tuple(bias.shape) != (len(weight),):
+        raise ValueError(f"bias must have the shape ({len(weight)},), got {describe(bias)}")
+    dtypes = {x.dtype for x in layer.values()}
+    if torch.is_autocast_enabled(hidden.device.type) and torch.float64 not in dtypes:
+        return torch.get_autocast_dtype(hidden.device.type)
+    if len(dtypes) > 1 and (hidden.dtype not in HALF or dtypes != {hidden.dtype, torch.float32}):
+        got = ", ".join(f"{name} {describe(x)}" for name, x in layer.items())
+        raise TypeError(
+            f"{' and '.join(layer)} must have the same dtype, or hidden float16 or bfloat16 and the rest float32; "
+            f"got {got}"
+        )
+    return hidden.dtype

@@ -54,7 +54,7 @@ def plain(*tensors: Tensor | None) -> bool:
     """
     if compiling() or _transforms_active() or _tracing():
         return False
-    return all(t is None or (type(t) in (Tensor, nn.Parameter) and not _wrapped(t) and not _dual(t)) for t in tensors)
+    return all(t is None or (type(t) in (Tensor, nn.Parameter) and not batched(t) and not _dual(t)) for t in tensors)
 
 
 def readable(*tensors: Tensor | None) -> bool:
@@ -67,7 +67,7 @@ def readable(*tensors: Tensor | None) -> bool:
     )
 
 
-def _wrapped(tensor: Tensor) -> bool:
+def batched(tensor: Tensor) -> bool:
     """Whether ``is_grads_batched`` hides a batch in this tensor."""
     keys = _dispatch_keys(tensor)
     return keys is None or _BATCHED is None or keys.has(_BATCHED)

@@ -3,55 +3,38 @@ r"""Earth mover distance between a predicted and a wanted distribution over word
 Cross-entropy asks how likely the wanted word is and ignores which other words got the rest. These losses charge a
 probability :math:`p_i` by how far word :math:`i` lies from the wanted word, measured with fixed word vectors.
 
-The module holds the loss on scores (:func:`emo_loss`), its composition with cross-entropy (:func:`emo_ce_loss`), both
-from hidden states without the whole matrix of scores (:func:`linear_emo_loss`, :func:`linear_emo_ce_loss`), and a
-module for each.
-
-Plain torch::
-
-    loss = emo_ce_loss(model(tokens[:, :-1]), tokens[:, 1:], frozen_embedding)
-    loss.backward()
-    optimizer.step()
-
-Lightning::
-
-    def training_step(self, batch, batch_idx):
-        hidden = self.encoder(batch["input_ids"][:, :-1])
-        return linear_emo_ce_loss(hidden, self.head.weight, batch["input_ids"][:, 1:], self.frozen_embedding)
-
-Hugging Face ``Trainer``::
-
-    def compute_loss(outputs, labels, num_items_in_batch=None):
-        total = emo_ce_loss(outputs.logits[:, :-1], labels[:, 1:], frozen_embedding, reduction="sum")
-        return total / ((labels[:, 1:] != -100).sum() if num_items_in_batch is None else num_items_in_batch)
-
-    trainer = Trainer(..., compute_loss_func=compute_loss)
-
 The word vectors come from a trained model and stay as they are, for example
 ``frozen_embedding = model.get_input_embeddings().weight.detach().clone()``. Vectors that learned along would move
-together until every distance is 0.
+together until every distance is 0. The page Recipes has training loops.
 """
 
 from __future__ import annotations
 
-import math
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
-from torch.autograd import Function
+from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
-from lossbook._common import (
+from lossbook._checks import (
+    Reduction,
+    check_classes,
+    check_constant,
+    check_distribution,
+    check_floating,
     check_ignore_index,
-    check_index_target,
+    check_index,
+    check_integer,
+    check_layer,
+    check_number,
     check_reduction,
     check_scores,
     describe,
-    eager,
-    reduce_loss,
-    values_readable,
 )
+from lossbook._common import LossModule, finite, one_hot, reduce_loss, rest_margin, rest_margins, softplus
+from lossbook._fast.emo import emo_fast, linear_emo
+from lossbook._torch import compiling, full_precision, plain
 
 __all__ = [
     "EmoCeLoss",
@@ -64,12 +47,81 @@ __all__ = [
     "linear_emo_loss",
 ]
 
-# so many word vectors are converted or scaled at once: a copy of all may be as large as the model's largest layer
-_TILE = 1024
+# ------------------------------------------------------------------------------------------------------- the formulas
+# Scores s (..., C); target indices (...) or a distribution (..., C); embedding e (C, D). Rows not counted give 0.
+
+
+def emo_rows(s: Tensor, target: Tensor, counted: Tensor, embedding: Tensor) -> Tensor:
+    """EMO of each row: sum_i p_i c_i."""
+    p = finite(s.masked_fill(~counted.unsqueeze(-1), 0)).softmax(-1)
+    c = costs(target, unit_vectors(embedding, s.dtype))
+    return (p * c).sum(-1).masked_fill(~counted, 0)
+
+
+def emo_ce_rows(s: Tensor, target: Tensor, counted: Tensor, embedding: Tensor) -> Tensor:
+    """(CE + sg(CE / EMO) EMO) / 2 of each row."""
+    s = finite(s.masked_fill(~counted.unsqueeze(-1), 0))
+    emo = emo_rows(s, target, counted, embedding)
+    if target.is_floating_point():
+        ce = (target * softplus(rest_margins(s))).sum(-1)  # -sum_j tau_j log p_j
+    else:
+        ce = softplus(rest_margin(s, target))  # -log p_t
+    # EMO = 0 makes the ratio infinite, and above 1e30 it overflows float32
+    regular = emo > 1e-30 * ce
+    ratio = torch.where(regular, ce / emo, 0).detach()
+    loss = (ce + torch.where(regular, ratio * emo, ce.detach())) / 2
+    return loss.masked_fill(~counted, 0)
+
+
+def costs(target: Tensor, u: Tensor) -> Tensor:
+    """c_i = sum_j tau_j (1 - cos(e_i, e_j)) of every word from the unit vectors u."""
+    terms = u.shape[1]
+    if target.is_floating_point():
+        target = target.to(u.dtype)
+        c = target.sum(-1, keepdim=True) - (target @ u) @ u.mT
+        c = c - target * ~u.any(-1)  # a zero row costs nothing to itself
+        terms = max(u.shape)
+    else:
+        c = 1 - u[target] @ u.mT
+        c = c.masked_fill(one_hot(target, len(u)), 0)  # exactly
+    # What parallel vectors come out at; the composition would scale it up.
+    return F.threshold(c, 4 * torch.finfo(c.dtype).eps * terms**0.5, 0)
+
+
+def unit_vectors(embedding: Tensor, dtype: torch.dtype) -> Tensor:
+    """e_i / |e_i|, and 0 where the norm is below the smallest normal number."""
+    e = embedding.to(dtype)
+    # by the largest number first: the squares of others leave float32
+    e = e / e.abs().amax(-1, keepdim=True).clamp(min=torch.finfo(dtype).tiny)
+    norm = torch.linalg.vector_norm(e, dim=-1, keepdim=True)
+    return torch.where(norm < 1, 0, e / norm)
+
+
+def linear_rows(
+    h: Tensor, w: Tensor, b: Tensor | None, target: Tensor, counted: Tensor, embedding: Tensor, *options: Any
+) -> Tensor:
+    """The loss of each row of hidden states h, with the scores of all of them."""
+    with_ce, scale, softcap, _, _, dtype = options
+    h = h.masked_fill(~counted.unsqueeze(-1), 0).to(dtype)
+    with full_precision(h.device):
+        s = scale * F.linear(h, w.to(dtype), None if b is None else b.to(dtype)).to(
+            torch.promote_types(dtype, torch.float32)
+        )
+        s = s if softcap is None else softcap * torch.tanh(s / softcap)
+        return (emo_ce_rows if with_ce else emo_rows)(s, target, counted, embedding)
+
+
+# ---------------------------------------------------------------------------------------------------------- the losses
 
 
 def emo_loss(
-    input: Tensor, target: Tensor, embedding: Tensor, *, ignore_index: int = -100, reduction: str = "mean"
+    input: Tensor,
+    target: Tensor,
+    embedding: Tensor,
+    *,
+    ignore_index: int = -100,
+    dim: int = -1,
+    reduction: Reduction = "mean",
 ) -> Tensor:
     r"""Expected distance between the predicted word and the wanted one.
 
@@ -90,13 +142,15 @@ def emo_loss(
     A zero row of ``embedding`` has cosine 0 with every other row and 1 with itself; a row whose norm is below the
     smallest normal number of the loss's dtype counts as zero. The costs are computed in the dtype of the loss. A cost
     of at most :math:`4 \epsilon \sqrt{D}` (soft targets: :math:`\sqrt{\max(D, C)}`), with the dtype's machine epsilon,
-    may be rounding alone and counts as 0.
+    may be rounding alone and counts as 0. Infinite scores count as :math:`\pm 10^{30}`.
 
     Args:
         input: scores :math:`s`, shape ``(..., C)``.
-        target: class indices, shape ``(...)``; or a distribution :math:`\tau`, floating, shape ``(..., C)``.
+        target: class indices, shape ``(...)``; or a distribution :math:`\tau`, floating, shape ``(..., C)``; a
+            constant.
         embedding: word vectors :math:`e`, shape ``(C, D)``; constants, they get no gradient.
         ignore_index: index targets of this value are left out. Soft targets know no ignored rows.
+        dim: the dimension of the classes in ``input`` and in a soft target.
         reduction: ``"mean"`` over the rows that count, ``"sum"`` or ``"none"``.
 
     Returns:
@@ -104,10 +158,11 @@ def emo_loss(
         computed in float32, and the loss is float32.
 
     Raises:
-        TypeError: ``input`` or ``embedding`` is not a floating tensor, or ``target`` is neither indices nor floating.
-        ValueError: shapes do not fit, an index lies outside [0, C), a soft target is negative or does not sum to 1
-            within 0.01, or ``reduction`` is unknown. The values of ``target`` are checked on CPU tensors only: on an
-            accelerator the check would wait for the device.
+        TypeError: ``input`` or ``embedding`` is not a dense floating tensor, ``target`` is neither indices nor
+            floating, or ``embedding`` is a sharded DTensor.
+        ValueError: shapes do not fit, an index lies outside [0, C), a soft target lies outside [0, 1] by more than
+            1e-4, does not sum to 1 within 0.01 or requires a gradient, or an option is unknown. Values are checked on
+            CPU tensors only: on an accelerator the check would wait for the device.
 
     Example:
         >>> s = torch.tensor([[2.0, 1.0, 0.0]])
@@ -121,11 +176,17 @@ def emo_loss(
     :eq:`emo-zero-row` and :eq:`emo-rounding`, gradient :eq:`emo-gradient`. Source: Su Jianlin, scientific spaces 9797
     (2023); EMO, arXiv 2310.04691.
     """
-    return _plain(input, target, embedding, ignore_index, reduction, with_ce=False)
+    return _scores_loss(False, input, target, embedding, ignore_index, dim, reduction)
 
 
 def emo_ce_loss(
-    input: Tensor, target: Tensor, embedding: Tensor, *, ignore_index: int = -100, reduction: str = "mean"
+    input: Tensor,
+    target: Tensor,
+    embedding: Tensor,
+    *,
+    ignore_index: int = -100,
+    dim: int = -1,
+    reduction: Reduction = "mean",
 ) -> Tensor:
     r"""Cross-entropy and earth mover distance, scaled to the same size in every row.
 
@@ -140,19 +201,7 @@ def emo_ce_loss(
     the ratio would be infinite. So it is where all words with some probability have parallel vectors, as costs of
     rounding size are 0 (see :func:`emo_loss`).
 
-    Args:
-        input: scores :math:`s`, shape ``(..., C)``.
-        target: class indices, shape ``(...)``; or a distribution :math:`\tau`, floating, shape ``(..., C)``.
-        embedding: word vectors :math:`e`, shape ``(C, D)``; constants, they get no gradient.
-        ignore_index: index targets of this value are left out.
-        reduction: ``"mean"`` over the rows that count, ``"sum"`` or ``"none"``.
-
-    Returns:
-        As :func:`emo_loss`.
-
-    Raises:
-        TypeError: as :func:`emo_loss`.
-        ValueError: as :func:`emo_loss`.
+    Args, Returns and Raises are those of :func:`emo_loss`.
 
     Example:
         >>> s = torch.tensor([[2.0, 1.0, 0.0]], requires_grad=True)
@@ -167,7 +216,7 @@ def emo_ce_loss(
     Equation :eq:`emo-compose` of the chapter, gradient :eq:`emo-compose-gradient`. Source: Su Jianlin, scientific
     spaces 9797 (2023); EMO, arXiv 2310.04691.
     """
-    return _plain(input, target, embedding, ignore_index, reduction, with_ce=True)
+    return _scores_loss(True, input, target, embedding, ignore_index, dim, reduction)
 
 
 def linear_emo_loss(
@@ -177,9 +226,12 @@ def linear_emo_loss(
     embedding: Tensor,
     *,
     bias: Tensor | None = None,
+    logit_scale: float = 1.0,
+    logit_softcap: float | None = None,
     chunk_size: int = 1024,
+    accumulate: Literal["float32", "weight"] = "float32",
     ignore_index: int = -100,
-    reduction: str = "mean",
+    reduction: Reduction = "mean",
 ) -> Tensor:
     r""":func:`emo_loss` of ``hidden @ weight.T + bias`` without ever holding all those scores.
 
@@ -187,23 +239,44 @@ def linear_emo_loss(
 
         L = \sum_i p_i\, c_{it}, \qquad p = \operatorname{softmax}(W h + b), \qquad c_{it} = 1 - \cos(e_i, e_t)
 
-    The rows pass in equal chunks of at most ``chunk_size``. With ``"mean"`` and ``"sum"`` the forward pass also
-    computes the gradients, as :math:`\partial L / \partial s_i = p_i (c_{it} - L)` needs nothing from later on. Besides
-    the inputs and the gradients it holds two arrays of ``chunk_size * C`` numbers. With ``"none"``, under
-    ``torch.func``, in forward mode and under ``torch.compile`` the backward pass computes each chunk a second time
-    instead. Only a second differentiation (``create_graph=True``) holds the scores of all rows.
+    With ``logit_scale`` :math:`a` the scores are :math:`a (W h + b)`; with ``logit_softcap`` :math:`k` these become
+    :math:`k \tanh(s / k)`.
 
-    The scores are the layer's own: in the dtype of its inputs, and under autocast in autocast's dtype, as
-    ``torch.nn.functional.linear`` gives them. The loss is computed from them as in :func:`emo_loss`; gradients of half
-    precision layers add up in float32 over the chunks (in the layer's dtype where chunks are computed twice).
+    The rows pass in equal chunks of at most ``chunk_size``. With ``"mean"`` and ``"sum"`` the forward pass also
+    computes the gradients, as :math:`\partial L / \partial s_i = p_i (c_{it} - L)` needs nothing from later on; with
+    ``"none"`` the backward pass computes each chunk a second time. Beside the inputs, the gradient of ``hidden`` and
+    a few numbers a row, this holds at most
+
+    .. math::
+
+        \max\bigl(g\, C H + b\, n\, C + r,\; (g + w)\, C H\bigr) \text{ bytes}, \qquad
+        r = 16 \max(64\, C,\; 2^{22}) ,
+
+    with :math:`n` the rows of a chunk, :math:`b` the bytes of a score and :math:`w` those of a number of ``weight`` (2
+    in bfloat16), :math:`g` those of a number in which the gradient of ``weight`` adds up: 4 with
+    ``accumulate="float32"``, :math:`w` with ``"weight"``; where :math:`g = w`, the second term is :math:`g\, C H`. A
+    weight of another dtype than the scores is copied: :math:`b\, C H` more. ``torch.compile`` and ``torch.export`` take
+    all this as one operator, for any number of rows.
+
+    All scores are held under ``torch.func``, in forward mode, in a second differentiation (``create_graph=True``) and
+    with soft targets under ``torch.compile``. Soft targets, which are as large as all scores, are computed twice chunk
+    by chunk, and their gradients add up in the layer's dtype.
+
+    The scores are the layer's own: in the dtype of ``hidden``, and under autocast in autocast's dtype, as
+    ``torch.nn.functional.linear`` gives them. float16 and bfloat16 hidden states take a float32 weight as well, which
+    is rounded for the product; its gradient is float32. The loss is computed in float32 as in :func:`emo_loss`.
 
     Args:
         hidden: hidden states :math:`h`, shape ``(..., H)``.
-        weight: output weights :math:`W`, shape ``(C, H)``, dtype of ``hidden``.
-        target: class indices, shape ``(...)``; or a distribution, floating, shape ``(..., C)``, a constant.
+        weight: output weights :math:`W`, shape ``(C, H)``.
+        target: class indices, shape ``(...)``; or a distribution, floating, shape ``(..., C)``; a constant.
         embedding: word vectors :math:`e`, shape ``(C, D)``; constants, they get no gradient. May be ``weight`` itself.
-        bias: output biases :math:`b`, shape ``(C,)``, dtype of ``hidden``.
+        bias: output biases :math:`b`, shape ``(C,)``.
+        logit_scale: what the scores are multiplied by. A scale that learns goes into ``hidden``.
+        logit_softcap: bound of the scores, as in Gemma, above 0.
         chunk_size: how many rows of scores are held at most.
+        accumulate: ``"float32"`` (float64 for float64 layers) or ``"weight"``, the dtype of ``weight``: less memory,
+            and rounding after each chunk. In float16 the sum of a few thousand rows may overflow.
         ignore_index: index targets of this value are left out.
         reduction: ``"mean"`` over the rows that count, ``"sum"`` or ``"none"``.
 
@@ -211,8 +284,9 @@ def linear_emo_loss(
         As :func:`emo_loss`.
 
     Raises:
-        TypeError: as :func:`emo_loss`; dtypes of the layer differ outside autocast; ``chunk_size`` is no integer.
-        ValueError: as :func:`emo_loss`; ``chunk_size`` is not positive; a soft target requires a gradient.
+        TypeError: as :func:`emo_loss`; the dtypes of the layer do not fit; ``weight`` or ``bias`` is a sharded DTensor,
+            as FSDP2 leaves it outside the module's forward.
+        ValueError: as :func:`emo_loss`; ``chunk_size`` or ``logit_softcap`` is not positive.
 
     Example:
         >>> h = torch.tensor([[2.0, 1.0], [0.0, 1.0]])
@@ -226,7 +300,8 @@ def linear_emo_loss(
 
     Equation :eq:`emo-linear` of the chapter. Source: Su Jianlin, scientific spaces 9797 (2023); EMO, arXiv 2310.04691.
     """
-    return _linear(hidden, weight, target, embedding, bias, chunk_size, ignore_index, reduction, with_ce=False)
+    options = _linear_options(logit_scale, logit_softcap, chunk_size, accumulate)
+    return _linear_loss(hidden, weight, bias, target, embedding, ignore_index, reduction, False, **options)
 
 
 def linear_emo_ce_loss(
@@ -236,9 +311,12 @@ def linear_emo_ce_loss(
     embedding: Tensor,
     *,
     bias: Tensor | None = None,
+    logit_scale: float = 1.0,
+    logit_softcap: float | None = None,
     chunk_size: int = 1024,
+    accumulate: Literal["float32", "weight"] = "float32",
     ignore_index: int = -100,
-    reduction: str = "mean",
+    reduction: Reduction = "mean",
 ) -> Tensor:
     r""":func:`emo_ce_loss` of ``hidden @ weight.T + bias`` without ever holding all those scores.
 
@@ -247,24 +325,7 @@ def linear_emo_ce_loss(
         L = \tfrac12 \left( \mathrm{CE} + \operatorname{sg}\!\left(\frac{\mathrm{CE}}{\mathrm{EMO}}\right)
         \mathrm{EMO} \right), \qquad s = W h + b
 
-    Memory, dtypes and chunks are those of :func:`linear_emo_loss`.
-
-    Args:
-        hidden: hidden states :math:`h`, shape ``(..., H)``.
-        weight: output weights :math:`W`, shape ``(C, H)``, dtype of ``hidden``.
-        target: class indices, shape ``(...)``; or a distribution, floating, shape ``(..., C)``, a constant.
-        embedding: word vectors :math:`e`, shape ``(C, D)``; constants, they get no gradient. May be ``weight`` itself.
-        bias: output biases :math:`b`, shape ``(C,)``, dtype of ``hidden``.
-        chunk_size: how many rows of scores are held at most.
-        ignore_index: index targets of this value are left out.
-        reduction: ``"mean"`` over the rows that count, ``"sum"`` or ``"none"``.
-
-    Returns:
-        As :func:`emo_loss`.
-
-    Raises:
-        TypeError: as :func:`linear_emo_loss`.
-        ValueError: as :func:`linear_emo_loss`.
+    Args, Returns, Raises, memory and dtypes are those of :func:`linear_emo_loss`.
 
     Example:
         >>> h = torch.tensor([[2.0, 1.0], [0.0, 1.0]])
@@ -276,85 +337,59 @@ def linear_emo_ce_loss(
     Equation :eq:`emo-linear-compose` of the chapter. Source: Su Jianlin, scientific spaces 9797 (2023); EMO, arXiv
     2310.04691.
     """
-    return _linear(hidden, weight, target, embedding, bias, chunk_size, ignore_index, reduction, with_ce=True)
+    options = _linear_options(logit_scale, logit_softcap, chunk_size, accumulate)
+    return _linear_loss(hidden, weight, bias, target, embedding, ignore_index, reduction, True, **options)
 
 
-class _Loss(nn.Module):
-    """The options that all four modules share."""
-
-    def __init__(self, *, ignore_index: int = -100, reduction: str = "mean") -> None:
-        super().__init__()
-        check_reduction(reduction)
-        self.ignore_index = check_ignore_index(ignore_index)
-        self.reduction = reduction
-
-    def extra_repr(self) -> str:
-        return f"ignore_index={self.ignore_index}, reduction={self.reduction!r}"
-
-
-class _LinearLoss(_Loss):
-    """The options of the two modules that start from hidden states."""
-
-    def __init__(self, *, chunk_size: int = 1024, ignore_index: int = -100, reduction: str = "mean") -> None:
-        super().__init__(ignore_index=ignore_index, reduction=reduction)
-        _check_chunk_size(chunk_size)
-        self.chunk_size = chunk_size
-
-    def extra_repr(self) -> str:
-        return f"chunk_size={self.chunk_size}, {super().extra_repr()}"
-
-
-class EmoLoss(_Loss):
-    """:func:`emo_loss` as a module.
-
-    Args:
-        ignore_index: index targets of this value are left out.
-        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
-
-    Raises:
-        ValueError: ``reduction`` is unknown.
+class EmoLoss(LossModule):
+    """:func:`emo_loss` as a module with the same options.
 
     Example:
         >>> EmoLoss(reduction="sum")(torch.zeros(2, 4), torch.tensor([0, 3]), torch.eye(4))
         tensor(1.5000)
     """
 
+    def __init__(self, *, ignore_index: int = -100, dim: int = -1, reduction: Reduction = "mean") -> None:
+        super().__init__(**_options(ignore_index=ignore_index, dim=dim, reduction=reduction))
+
     def forward(self, input: Tensor, target: Tensor, embedding: Tensor) -> Tensor:
         """The loss of scores ``(..., C)`` with word vectors ``(C, D)``."""
-        return emo_loss(input, target, embedding, ignore_index=self.ignore_index, reduction=self.reduction)
+        return emo_loss(input, target, embedding, **self.options)
 
 
-class EmoCeLoss(_Loss):
-    """:func:`emo_ce_loss` as a module.
-
-    Args:
-        ignore_index: index targets of this value are left out.
-        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
-
-    Raises:
-        ValueError: ``reduction`` is unknown.
+class EmoCeLoss(LossModule):
+    """:func:`emo_ce_loss` as a module with the same options.
 
     Example:
         >>> EmoCeLoss()(torch.zeros(2, 4), torch.tensor([0, 3]), torch.eye(4))
         tensor(1.3863)
     """
 
+    def __init__(self, *, ignore_index: int = -100, dim: int = -1, reduction: Reduction = "mean") -> None:
+        super().__init__(**_options(ignore_index=ignore_index, dim=dim, reduction=reduction))
+
     def forward(self, input: Tensor, target: Tensor, embedding: Tensor) -> Tensor:
         """The loss of scores ``(..., C)`` with word vectors ``(C, D)``."""
-        return emo_ce_loss(input, target, embedding, ignore_index=self.ignore_index, reduction=self.reduction)
+        return emo_ce_loss(input, target, embedding, **self.options)
+
+
+class _LinearLoss(LossModule):
+    def __init__(
+        self,
+        *,
+        logit_scale: float = 1.0,
+        logit_softcap: float | None = None,
+        chunk_size: int = 1024,
+        accumulate: Literal["float32", "weight"] = "float32",
+        ignore_index: int = -100,
+        reduction: Reduction = "mean",
+    ) -> None:
+        linear = _linear_options(logit_scale, logit_softcap, chunk_size, accumulate)
+        super().__init__(**linear, **_options(ignore_index=ignore_index, reduction=reduction))
 
 
 class LinearEmoLoss(_LinearLoss):
-    """:func:`linear_emo_loss` as a module.
-
-    Args:
-        chunk_size: how many rows of scores are held at most.
-        ignore_index: index targets of this value are left out.
-        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
-
-    Raises:
-        TypeError: ``chunk_size`` is no integer.
-        ValueError: ``chunk_size`` is not positive, or ``reduction`` is unknown.
+    """:func:`linear_emo_loss` as a module with the same options.
 
     Example:
         >>> LinearEmoLoss(chunk_size=1)(torch.zeros(2, 3), torch.ones(4, 3), torch.tensor([0, 3]), torch.eye(4))
@@ -365,29 +400,11 @@ class LinearEmoLoss(_LinearLoss):
         self, hidden: Tensor, weight: Tensor, target: Tensor, embedding: Tensor, *, bias: Tensor | None = None
     ) -> Tensor:
         """The loss of hidden states ``(..., H)`` with output weights ``(C, H)`` and word vectors ``(C, D)``."""
-        return linear_emo_loss(
-            hidden,
-            weight,
-            target,
-            embedding,
-            bias=bias,
-            chunk_size=self.chunk_size,
-            ignore_index=self.ignore_index,
-            reduction=self.reduction,
-        )
+        return linear_emo_loss(hidden, weight, target, embedding, bias=bias, **self.options)
 
 
 class LinearEmoCeLoss(_LinearLoss):
-    """:func:`linear_emo_ce_loss` as a module.
-
-    Args:
-        chunk_size: how many rows of scores are held at most.
-        ignore_index: index targets of this value are left out.
-        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
-
-    Raises:
-        TypeError: ``chunk_size`` is no integer.
-        ValueError: ``chunk_size`` is not positive, or ``reduction`` is unknown.
+    """:func:`linear_emo_ce_loss` as a module with the same options.
 
     Example:
         >>> LinearEmoCeLoss()(torch.zeros(2, 3), torch.ones(4, 3), torch.tensor([0, 3]), torch.eye(4))
@@ -398,450 +415,100 @@ class LinearEmoCeLoss(_LinearLoss):
         self, hidden: Tensor, weight: Tensor, target: Tensor, embedding: Tensor, *, bias: Tensor | None = None
     ) -> Tensor:
         """The loss of hidden states ``(..., H)`` with output weights ``(C, H)`` and word vectors ``(C, D)``."""
-        return linear_emo_ce_loss(
-            hidden,
-            weight,
-            target,
-            embedding,
-            bias=bias,
-            chunk_size=self.chunk_size,
-            ignore_index=self.ignore_index,
-            reduction=self.reduction,
-        )
+        return linear_emo_ce_loss(hidden, weight, target, embedding, bias=bias, **self.options)
 
 
-# The formula ---------------------------------------------------------------------------------------------------------
-# Rows are flat here: s and c are (n, C), an index target is (n,), a soft one (n, C).
+# ----------------------------------------------------------------------------------------------- from arguments to rows
 
 
-def _tiles(length: int, size: int) -> list[slice]:
-    """``range(length)`` in parts of at most ``size``."""
-    return [slice(i, min(i + size, length)) for i in range(0, length, size)]
-
-
-def _inverse_norms(embedding: Tensor, dtype: torch.dtype) -> Tensor:
-    """1 / |e_i|, shape ``(C,)``, and 0 for a zero row, whose cosine with every other row is 0."""
-    tiny = torch.finfo(dtype).tiny
-    inverse = []
-    for tile in _tiles(len(embedding), _TILE):
-        e = embedding[tile].to(dtype)
-        # by the largest number first: the squares of numbers below 1e-19 or above 1e19 leave float32
-        largest = torch.maximum(e.amax(-1, keepdim=True), -e.amin(-1, keepdim=True)).clamp(min=tiny)
-        norm = torch.linalg.vector_norm(e / largest, dim=-1) * largest.squeeze(-1)
-        inverse.append(torch.where(norm >= tiny, 1 / norm, 0))
-    return torch.cat(inverse)
-
-
-def _costs(target: Tensor, embedding: Tensor, inverse: Tensor, out: Tensor | None = None) -> Tensor:
-    """c_i = sum_j tau_j (1 - cos(e_i, e_j)), shape ``(n, C)``, in the dtype of ``inverse``; ``out`` is room for it.
-
-    Costs within rounding of 0 are 0, see :func:`_rounding`.
-    """
-    dtype = inverse.dtype
-    # embeddings of another dtype pass tile by tile, so that no copy of them all is made
-    tiles = _tiles(len(embedding), len(embedding) if embedding.dtype == dtype else _TILE)
-    if target.is_floating_point():
-        mass = target.sum(-1, keepdim=True)
-        units = [(target[:, tile] * inverse[tile]) @ embedding[tile].to(dtype) for tile in tiles]
-        unit = torch.stack(units).sum(0)
-    else:
-        mass = inverse.new_ones(())
-        unit = embedding[target].to(dtype) * inverse[target].unsqueeze(-1)
-    room = [None if out is None else out[:, tile] for tile in tiles]
-    dots = [torch.mm(unit, embedding[t].to(dtype).t(), out=part) for t, part in zip(tiles, room, strict=True)]
-    c = torch.cat(dots, dim=-1) if out is None else out
-    c = torch.addcmul(mass, c, inverse, value=-1, out=out)
-    if target.is_floating_point():
-        c = torch.sub(c, target * (inverse == 0), out=out)  # a zero row costs nothing to itself
-    else:
-        c = torch.scatter(c, -1, target.unsqueeze(-1), 0, out=out)  # exactly: 1 - cos(e_t, e_t) may come out as 1e-7
-    rounding = _rounding(target, embedding, dtype)
-    if target.is_floating_point() and (target.requires_grad or not eager(target)):
-        return c - (c - torch.threshold(c, rounding, 0)).detach()  # its gradient is the cost of each word as it is
-    return torch.threshold(c, rounding, 0, out=out)
-
-
-def _rounding(target: Tensor, embedding: Tensor, dtype: torch.dtype) -> float:
-    """The largest cost that may be rounding alone: what parallel vectors come out at, above 0 or below.
-
-    The composition would scale such costs up to the size of cross-entropy. Rounding grows about as the square root of
-    the number of terms: D in a product of two vectors, C in the average over the words of a soft target.
-    """
-    words, features = embedding.shape
-    terms = max(features, words) if target.is_floating_point() else features
-    return 4 * torch.finfo(dtype).eps * math.sqrt(terms)
-
-
-def _cross_entropy(log_p: Tensor, target: Tensor) -> Tensor:
-    """-sum_i tau_i log p_i of each row."""
-    if target.is_floating_point():
-        # 0 * -inf is NaN. Elsewhere a target of 0 keeps its log p: that is the gradient by the target.
-        return -(target * log_p.masked_fill((target == 0) & (log_p == -torch.inf), 0)).sum(-1)
-    return -log_p.gather(-1, target.unsqueeze(-1)).squeeze(-1)
-
-
-def _compose(ce: Tensor, emo: Tensor) -> tuple[Tensor, Tensor]:
-    """(CE + sg(CE / EMO) EMO) / 2 of each row, and the ratio."""
-    # EMO = 0 makes the ratio infinite or NaN: the words with p_i > 0 share one direction, or t alone has p_i > 0.
-    # Ratios above 1e30 overflow float32 when they meet a cost. There the second half is the value of CE without a
-    # gradient. Where p_t rounds to 1, CE is 0 while EMO, the sum over the others, is not: the ratio is 0.
-    regular = emo > ce * 1e-30
-    ratio = torch.where(regular, ce / emo, 0).detach()
-    return (ce + torch.where(regular, ratio * emo, ce.detach())) / 2, ratio
-
-
-def _row_losses(s: Tensor, c: Tensor, target: Tensor, with_ce: bool) -> Tensor:
-    """The loss of each row, differentiable by torch."""
-    if not with_ce:
-        p = s.softmax(-1)
-        return (p * c).sum(-1)
-    log_p = s.log_softmax(-1)
-    emo = (log_p.exp() * c).sum(-1)
-    return _compose(_cross_entropy(log_p, target), emo)[0]
-
-
-def _row_gradients(s: Tensor, c: Tensor, target: Tensor, with_ce: bool) -> Tensor:
-    """d L / d s of each row: p_i (c_i - L), and with cross-entropy half of (p - tau) + CE/EMO of it."""
-    log_p = s.log_softmax(-1)
-    p = log_p.exp()
-    emo = (p * c).sum(-1, keepdim=True)
-    gradient = p * (c - emo)
-    if not with_ce:
-        return gradient
-    _, ratio = _compose(_cross_entropy(log_p, target).unsqueeze(-1), emo)
-    if target.is_floating_point():
-        pull = p * target.sum(-1, keepdim=True) - target
-    else:
-        pull = p.scatter_add(-1, target.unsqueeze(-1), -torch.ones_like(p[..., :1]))
-    return (pull + ratio * gradient) / 2
-
-
-def _plain(
-    input: Tensor, target: Tensor, embedding: Tensor, ignore_index: int, reduction: str, *, with_ce: bool
+def _scores_loss(
+    with_ce: bool, input: Tensor, target: Tensor, embedding: Tensor, ignore_index: int, dim: int, reduction: str
 ) -> Tensor:
     check_reduction(reduction)
-    s = check_scores(input)
-    embedding = _check_embedding(embedding, s.shape[-1])
-    target, counted = _check_target(target, s.shape, ignore_index)
-    with torch.autocast(s.device.type, enabled=False):
-        rows = s.shape[:-1]
-        s = s.reshape(-1, s.shape[-1])
-        if counted is None:
-            target = target.reshape(s.shape).to(s.dtype)
-        else:
-            target = target.reshape(-1)
-            s = s.masked_fill(~counted.reshape(-1, 1), 0)  # an ignored row may hold NaN
-        c = _costs(target, embedding, _inverse_norms(embedding, s.dtype))
-        loss = _row_losses(s, c, target, with_ce).reshape(rows)
-        if counted is not None:
-            loss = loss.masked_fill(~counted, 0)
+    s = check_scores(input, dim=dim)
+    e = _check_embedding(embedding, check_classes(s))
+    target, counted = _check_target(target, input.shape, ignore_index, dim)
+    with full_precision(s.device):
+        loss = emo_fast(emo_ce_rows if with_ce else emo_rows, s, target, counted, e, with_ce=with_ce)
         return reduce_loss(loss, reduction, counted)
 
 
-# The linear forms ----------------------------------------------------------------------------------------------------
-
-
-def _linear(
+def _linear_loss(
     hidden: Tensor,
     weight: Tensor,
+    bias: Tensor | None,
     target: Tensor,
     embedding: Tensor,
-    bias: Tensor | None,
-    chunk_size: int,
     ignore_index: int,
     reduction: str,
-    *,
     with_ce: bool,
+    *,
+    logit_scale: float,
+    logit_softcap: float | None,
+    chunk_size: int,
+    accumulate: str,
 ) -> Tensor:
     check_reduction(reduction)
-    _check_chunk_size(chunk_size)
-    dtype = _check_layer(hidden, weight, bias)
-    embedding = _check_embedding(embedding, weight.shape[0])
-    rows = hidden.shape[:-1]
-    target, counted = _check_target(target, torch.Size((*rows, weight.shape[0])), ignore_index)
-    if counted is None and target.requires_grad:
-        raise ValueError("target must not require a gradient in the linear forms: pass target.detach()")
-
-    device = hidden.device.type
-    if torch.is_autocast_enabled(device) and dtype != torch.float64:
-        # as autocast does for torch.nn.functional.linear; the casts back are part of the graph
-        low = torch.get_autocast_dtype(device)
-        hidden, weight, bias = hidden.to(low), weight.to(low), None if bias is None else bias.to(low)
-    with torch.autocast(device, enabled=False):
-        hidden = hidden.reshape(-1, hidden.shape[-1])
-        target = target.reshape(hidden.shape[0], *target.shape[len(rows) :])
-        flat = None if counted is None else counted.reshape(-1)
-        inverse = _inverse_norms(embedding, dtype)
-        constants = (target, flat, embedding, inverse, chunk_size, with_ce)
-        if reduction == "none" or not eager(*(x for x in (hidden, weight, bias) if x is not None)):
-            return reduce_loss(_recomputed(hidden, weight, bias, *constants).reshape(rows), reduction, counted)
-        graph = torch.is_grad_enabled()
-        wanted = [graph and x is not None and x.requires_grad for x in (hidden, weight, bias)]
-        loss: Tensor = _Fused.apply(hidden, weight, bias, *constants, reduction, wanted)  # type: ignore[no-untyped-call]
-        return loss
+    dtype = check_layer(hidden, weight, bias)
+    e = _check_embedding(embedding, len(weight))
+    target, counted = _check_target(target, (*hidden.shape[:-1], len(weight)), ignore_index)
+    soft, eager = target.is_floating_point(), plain(hidden, weight, bias, target, embedding)
+    h, rows = hidden.reshape(-1, hidden.shape[-1]), counted.reshape(-1)
+    t = target.reshape(-1, len(weight)) if soft else target.reshape(-1)
+    options = (with_ce, logit_scale, logit_softcap, chunk_size, accumulate == "float32", dtype)
+    if soft and eager:
+        size = -(-len(h) // max(-(-len(h) // chunk_size), 1))  # equal to one row
+        chunks = [slice(i, i + size) for i in range(0, len(h), size or 1)] or [slice(0, 0)]
+        loss = torch.cat([_again(h[i], weight, bias, t[i], rows[i], e, *options) for i in chunks])
+    elif soft or not (eager or compiling()):
+        loss = linear_rows(h, weight, bias, t, rows, e, *options)
+    else:
+        loss = linear_emo(h, weight, bias, t, rows, e, reduction == "none", *options)
+        if reduction == "mean":
+            return loss / counted.sum().clamp(min=1)
+    return loss if loss.dim() == 0 else reduce_loss(loss.reshape(counted.shape), reduction, counted)
 
 
-def _chunks(rows: int, chunk_size: int) -> list[slice]:
-    """As few chunks as possible, equal to one row; one empty chunk of no rows."""
-    count = max(-(-rows // chunk_size), 1)
-    return _tiles(rows, -(-rows // count)) if rows else [slice(0, 0)]
+def _again(*arguments: Any) -> Tensor:
+    """:func:`linear_rows`, computed a second time for the gradient."""
+    loss: Tensor = checkpoint(linear_rows, *arguments, use_reentrant=False, preserve_rng_state=False)
+    return loss
 
 
-def _without_ignored(hidden: Tensor, counted: Tensor | None) -> Tensor:
-    """Zeros in ignored rows, which may hold NaN."""
-    return hidden if counted is None else hidden.masked_fill(~counted.unsqueeze(-1), 0)
+def _options(**options: Any) -> dict[str, Any]:
+    return {n: check_reduction(v) if n == "reduction" else check_integer(n, v) for n, v in options.items()}
 
 
-class _Fused(Function):
-    """Mean or sum over the rows. The forward pass computes the gradients too; the backward pass scales them.
-
-    A differentiable backward pass computes them anew from the inputs.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        hidden: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        target: Tensor,
-        counted: Tensor | None,
-        embedding: Tensor,
-        inverse: Tensor,
-        chunk_size: int,
-        with_ce: bool,
-        reduction: str,
-        wanted: list[bool],
-    ) -> Tensor:
-        dtype = inverse.dtype
-        soft = counted is None
-        chunks = _chunks(len(hidden), chunk_size)
-        # The room for two arrays of scores is taken once, not chunk by chunk.
-        room = [inverse.new_empty(chunks[0].stop, len(weight)) for _ in range(2)]
-        grads = [
-            torch.zeros_like(x, dtype=dtype) if x is not None and want else None
-            for x, want in zip((hidden, weight, bias), wanted, strict=True)
-        ]
-        total = inverse.new_zeros(())
-        for chunk in chunks:
-            h = _without_ignored(hidden[chunk], None if counted is None else counted[chunk])
-            t = target[chunk].to(dtype) if soft else target[chunk]
-            a, b = (x[: len(h)] for x in room)
-            # s in a, then p in b, then c and the gradient in a
-            if h.dtype != dtype:
-                s = a.copy_(F.linear(h, weight, bias))
-            elif bias is None:
-                s = torch.mm(h, weight.t(), out=a)
-            else:
-                s = torch.addmm(bias, h, weight.t(), out=a)
-            if with_ce:
-                p = torch.log_softmax(s, -1, out=b)
-                ce = _cross_entropy(p, t)
-                p.exp_()
-            else:
-                p = torch.softmax(s, -1, out=b)
-            c = _costs(t, embedding, inverse, out=a)
-            pc = c.mul_(p)
-            emo = pc.sum(-1)
-            if with_ce:
-                loss, ratio = _compose(ce, emo)
-            else:
-                loss = emo
-            total += loss.sum() if counted is None else loss.masked_fill(~counted[chunk], 0).sum()
-            if not any(wanted):
-                continue
-
-            g = pc.addcmul_(p, emo.unsqueeze(-1), value=-1)
-            if with_ce:
-                # the ratio last: it may be 1e30, but ratio * p_i * c_i <= CE
-                g.mul_(ratio.unsqueeze(-1) / 2).add_(p * t.sum(-1, keepdim=True) - t if soft else p, alpha=0.5)
-                if not soft:
-                    g.scatter_add_(-1, t.unsqueeze(-1), torch.full_like(g[:, :1], -0.5))
-            counts = g.new_ones(len(h)) if counted is None else counted[chunk].to(dtype)
-            grad_h, grad_w, grad_b = grads
-            if grad_h is not None:
-                grad_h[chunk] = (g.to(h.dtype) @ weight) * counts.unsqueeze(-1)
-            if grad_w is not None:
-                # h is 0 in ignored rows. In float16 the sum over a thousand rows of h near 100 passes 65504.
-                if h.dtype == torch.bfloat16:
-                    grad_w.add_(g.to(h.dtype).t() @ h)
-                else:
-                    grad_w.addmm_(g.t(), h.to(dtype))
-            if grad_b is not None:
-                grad_b.addmv_(g.t(), counts)
-        ctx.save_for_backward(hidden, weight, bias, target, counted, embedding, inverse)
-        ctx.options = (chunk_size, with_ce, reduction)
-        ctx.divisor = divisor = _divisor(counted, len(hidden), reduction)
-        ctx.grads = grads
-        return total / divisor
-
-    @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias, target, counted, embedding, inverse = ctx.saved_tensors
-        layer = (hidden, weight, bias)
-        if torch.is_grad_enabled():
-            chunk_size, with_ce, reduction = ctx.options
-            rows = _recomputed(hidden, weight, bias, target, counted, embedding, inverse, chunk_size, with_ce)
-            wanted = [x for x, need in zip(layer, ctx.needs_input_grad, strict=False) if need]
-            loss = reduce_loss(rows, reduction, counted)
-            found = iter(torch.autograd.grad(loss, wanted, upstream, create_graph=True))
-            return (*(next(found) if need else None for need in ctx.needs_input_grad[:3]), *[None] * 8)
-        scale = upstream / ctx.divisor
-        # In place where nobody comes back for the same numbers: the weight's gradient may be the largest array of all.
-        # A node that is kept, or differentiated for many upstream gradients at once, answers with a copy.
-        kept = torch._C._autograd._get_current_graph_task_keep_graph()
-        last = not kept and eager(upstream)
-        scaled = [None if g is None else g.mul_(scale) if last else g * scale for g in ctx.grads]
-        if last:
-            ctx.grads = None
-        return (*(g if g is None else g.to(x.dtype) for g, x in zip(scaled, layer, strict=True)), *[None] * 8)
-
-
-def _recomputed(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    target: Tensor,
-    counted: Tensor | None,
-    embedding: Tensor,
-    inverse: Tensor,
-    chunk_size: int,
-    with_ce: bool,
-) -> Tensor:
-    """The loss of each row, 0 at ignored ones; the backward pass computes each chunk a second time."""
-    function = _Rows if torch.compiler.is_compiling() else _TransformableRows
-    losses = []
-    for chunk in _chunks(len(hidden), chunk_size):
-        rows = None if counted is None else counted[chunk]
-        h = _without_ignored(hidden[chunk], rows)
-        options = (target[chunk], embedding, inverse, with_ce)
-        loss: Tensor = function.apply(h, weight, bias, *options)  # type: ignore[no-untyped-call]
-        losses.append(loss if rows is None else loss.masked_fill(~rows, 0))
-    return torch.cat(losses)
-
-
-class _Rows(Function):
-    """The losses of one chunk from its hidden states; saves its inputs only."""
-
-    @staticmethod
-    def forward(
-        hidden: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        target: Tensor,
-        embedding: Tensor,
-        inverse: Tensor,
-        with_ce: bool,
-    ) -> Tensor:
-        return _row_losses(*_scores_and_costs(hidden, weight, bias, target, embedding, inverse), with_ce)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        *tensors, ctx.with_ce = inputs
-        ctx.save_for_backward(*tensors)
-
-    @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, *_ = ctx.saved_tensors
-        g = upstream.unsqueeze(-1) * _row_gradients(*_scores_and_costs(*ctx.saved_tensors), ctx.with_ce)
-        low = g.to(hidden.dtype)
-        need = ctx.needs_input_grad
-        return (
-            low @ weight if need[0] else None,
-            low.t() @ hidden if need[1] else None,
-            low.sum(0) if need[2] else None,
-            *[None] * 4,
-        )
-
-
-class _TransformableRows(_Rows):
-    """With what ``torch.func`` asks for besides, and ``torch.compile`` refuses."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _Rows.setup_context(ctx, inputs, output)
-        ctx.save_for_forward(*inputs[:-1])
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Tensor) -> Tensor:
-        hidden, weight, *_ = ctx.saved_tensors
-        s, c, target = _scores_and_costs(*ctx.saved_tensors)
-        dh, dw, db, *_ = tangents  # zeros where an input has none
-        ds = F.linear(dh, weight) + F.linear(hidden, dw, db)
-        return (_row_gradients(s, c, target, ctx.with_ce) * ds).sum(-1)
-
-
-def _scores_and_costs(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, embedding: Tensor, inverse: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """s, c and the target of one chunk, as :func:`_row_losses` takes them."""
-    dtype = inverse.dtype
-    target = target.to(dtype) if target.is_floating_point() else target
-    return F.linear(hidden, weight, bias).to(dtype), _costs(target, embedding, inverse), target
-
-
-def _divisor(counted: Tensor | None, rows: int, reduction: str) -> Tensor | int:
-    """What the sum over the rows is divided by."""
-    if reduction == "sum":
-        return 1
-    return max(rows, 1) if counted is None else counted.sum().clamp(min=1)
-
-
-# Checks --------------------------------------------------------------------------------------------------------------
+def _linear_options(scale: Any, softcap: Any, chunk_size: Any, accumulate: str) -> dict[str, Any]:
+    if accumulate not in ("float32", "weight"):
+        raise ValueError(f"accumulate must be 'float32' or 'weight', got {describe(accumulate)}")
+    for name, value in (("logit_scale", scale), ("logit_softcap", softcap)):
+        if isinstance(value, Tensor):
+            check_constant(value, name)
+    return {
+        "logit_scale": check_number("logit_scale", scale),
+        "logit_softcap": None if softcap is None else check_number("logit_softcap", softcap, low=0, open_low=True),
+        "chunk_size": check_integer("chunk_size", chunk_size, low=1),
+        "accumulate": accumulate,
+    }
 
 
 def _check_embedding(embedding: Tensor, num_classes: int) -> Tensor:
     """``embedding`` without its graph."""
-    if not isinstance(embedding, Tensor) or not embedding.is_floating_point():
-        raise TypeError(f"embedding must be a floating tensor of word vectors, got {describe(embedding)}")
+    e = check_floating(embedding, "embedding", what=" of word vectors").detach()
     if num_classes < 1:
-        raise ValueError(f"there must be at least one class, got none (embedding: {describe(embedding)})")
-    if embedding.dim() != 2 or 0 in embedding.shape or embedding.shape[0] != num_classes:
-        raise ValueError(f"embedding must have the shape ({num_classes}, D), got {describe(embedding)}")
-    return embedding.detach()
+        raise ValueError(f"there must be at least one class, got none (embedding: {describe(e)})")
+    if e.dim() != 2 or 0 in e.shape or len(e) != num_classes:
+        raise ValueError(f"embedding must have the shape ({num_classes}, D), got {describe(e)}")
+    return e
 
 
-def _check_target(target: Tensor, shape: torch.Size, ignore_index: int) -> tuple[Tensor, Tensor | None]:
-    """The target, and for indices which rows count; in ignored rows it is 0. ``shape`` is that of the scores."""
+def _check_target(target: Tensor, shape: tuple[int, ...], ignore_index: int, dim: int = -1) -> tuple[Tensor, Tensor]:
+    """The target, classes last, and which rows count. ``shape`` is that of the scores as they were passed."""
     check_ignore_index(ignore_index)
-    if not (isinstance(target, Tensor) and target.is_floating_point()):
-        counted = check_index_target(target, tuple(shape[:-1]), shape[-1], ignore_index)
-        return torch.where(counted, target, 0).long(), counted
-    if target.shape != shape:
-        raise ValueError(f"soft target must have the shape of the scores, {tuple(shape)}, got {describe(target)}")
-    if values_readable(target):
-        if not bool((target >= 0).all()):
-            raise ValueError("soft target must not be negative or NaN")
-        sums = target.detach().sum(-1, dtype=torch.float64)
-        wrong = (sums - 1).abs() > 1e-2  # what bfloat16 rounds off
-        if bool(wrong.any()):
-            raise ValueError(f"each row of a soft target must sum to 1 within 0.01, got {float(sums[wrong][0]):.6g}")
-    return target, None
-
-
-def _check_layer(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> torch.dtype:
-    """The dtype the loss of this layer is computed in."""
-    named = {"hidden": hidden, "weight": weight} | ({} if bias is None else {"bias": bias})
-    for name, x in named.items():
-        if not isinstance(x, Tensor) or not x.is_floating_point():
-            raise TypeError(f"{name} must be a floating tensor, got {describe(x)}")
-    if hidden.dim() < 1:
-        raise ValueError(f"hidden must have at least one dimension, the features last, got {describe(hidden)}")
-    if weight.dim() != 2 or weight.shape[1] != hidden.shape[-1]:
-        raise ValueError(f"weight must have the shape (C, {hidden.shape[-1]}), got {describe(weight)}")
-    if bias is not None and tuple(bias.shape) != (len(weight),):
-        raise ValueError(f"bias must have the shape ({len(weight)},), got {describe(bias)}")
-    dtypes = {x.dtype for x in named.values()}
-    if len(dtypes) > 1 and (torch.float64 in dtypes or not torch.is_autocast_enabled(hidden.device.type)):
-        got = ", ".join(f"{name} {describe(x)}" for name, x in named.items())
-        raise TypeError(f"{' and '.join(named)} must have the same dtype, got {got}")
-    return torch.float64 if torch.float64 in dtypes else torch.float32
-
-
-def _check_chunk_size(chunk_size: int) -> None:
-    if isinstance(chunk_size, bool) or not isinstance(chunk_size, int):
-        raise TypeError(f"chunk_size must be an integer, got {describe(chunk_size)}")
-    if chunk_size < 1:
-        raise ValueError(f"chunk_size must be positive, got {chunk_size}")
+    if isinstance(target, Tensor) and target.is_floating_point():
+        target = check_distribution(target, shape, dim=dim)
+        return target, torch.ones_like(target[..., 0], dtype=torch.bool)
+    rows = list(shape)
+    num_classes = rows.pop(dim)
+    return check_index(target, rows, num_classes, ignore_index)

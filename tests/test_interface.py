@@ -66,14 +66,14 @@ accuracy
     ExactLoss(*, sigma=1.0, log=False, nodes=32, ignore_index=-100, reduction='mean')
     SoftAccuracyLoss(*, ignore_index=-100, reduction='mean')
 emo
-    emo_loss(input, target, embedding, *, ignore_index=-100, reduction='mean')
-    emo_ce_loss(input, target, embedding, *, ignore_index=-100, reduction='mean')
-    linear_emo_loss(hidden, weight, target, embedding, *, bias=None, chunk_size=1024, ignore_index=-100, reduction='mean')
-    linear_emo_ce_loss(hidden, weight, target, embedding, *, bias=None, chunk_size=1024, ignore_index=-100, reduction='mean')
-    EmoLoss(*, ignore_index=-100, reduction='mean')
-    EmoCeLoss(*, ignore_index=-100, reduction='mean')
-    LinearEmoLoss(*, chunk_size=1024, ignore_index=-100, reduction='mean')
-    LinearEmoCeLoss(*, chunk_size=1024, ignore_index=-100, reduction='mean')
+    emo_loss(input, target, embedding, *, ignore_index=-100, dim=-1, reduction='mean')
+    emo_ce_loss(input, target, embedding, *, ignore_index=-100, dim=-1, reduction='mean')
+    linear_emo_loss(hidden, weight, target, embedding, *, bias=None, logit_scale=1.0, logit_softcap=None, chunk_size=1024, accumulate='float32', ignore_index=-100, reduction='mean')
+    linear_emo_ce_loss(hidden, weight, target, embedding, *, bias=None, logit_scale=1.0, logit_softcap=None, chunk_size=1024, accumulate='float32', ignore_index=-100, reduction='mean')
+    EmoLoss(*, ignore_index=-100, dim=-1, reduction='mean')
+    EmoCeLoss(*, ignore_index=-100, dim=-1, reduction='mean')
+    LinearEmoLoss(*, logit_scale=1.0, logit_softcap=None, chunk_size=1024, accumulate='float32', ignore_index=-100, reduction='mean')
+    LinearEmoCeLoss(*, logit_scale=1.0, logit_softcap=None, chunk_size=1024, accumulate='float32', ignore_index=-100, reduction='mean')
 """
 MODULES = dict(re.findall(r"^(\w+)\n((?: .*\n)+)", INTERFACE, re.MULTILINE))
 

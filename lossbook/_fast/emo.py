@@ -1,0 +1,284 @@
+"""The earth mover losses of index targets in blocks that fit the cache, and on a linear layer a chunk at a time.
+
+The gradient is at hand with the value, as ``p_i (c_i - L)`` needs nothing from later on: one array serves as products
+of word vectors, costs and gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lossbook._common import FAR
+from lossbook._fast._function import Formula, Kept, fused
+from lossbook._torch import batched, full_precision, last_backward, plain, readable
+
+# numbers worked on at once: a block that stays in the cache, and room beside one chunk's scores
+BLOCK, ROOM = 2**16, 2**22
+# rows of a linear layer whose scores are held in float32
+PIECE = 64
+
+
+def emo_fast(formula: Formula, s: Tensor, target: Tensor, *constants: Any, with_ce: bool) -> Tensor:
+    """``formula(s, target, counted, embedding)``, by the fast road for index targets."""
+    if target.is_floating_point():
+        return formula(s, target, *constants)
+    return fused(formula, partial(value, with_ce=with_ce), _slope, s, target, *constants)
+
+
+def _slope(g: Tensor, kept: Kept, spare: bool) -> Tensor:
+    return torch.mul(kept[0], g.unsqueeze(-1), out=kept[0] if spare else None)
+
+
+def value(
+    s: Tensor, t: Tensor, counted: Tensor, embedding: Tensor, with_ce: bool, costs: Costs | None = None
+) -> tuple[Tensor, Kept]:
+    """The losses of rows and their gradients by the scores."""
+    shape, s, t = s.shape, s.reshape(-1, s.shape[-1]), t.reshape(-1)
+    costs = costs or Costs(embedding, s.dtype, len(s))
+    g, loss = costs.begin(t), s.new_empty(shape[:-1])
+    size = max(BLOCK // shape[-1] if s.device.type == "cpu" else len(s), 1)
+    room = s.new_empty(min(size, len(s)), shape[-1])
+    for i in range(0, len(s), size):
+        rows = slice(i, i + size)
+        c, at = costs.end(g[rows], t[rows]), t[rows, None]
+        loss.view(-1)[rows] = _block(s[rows], at, c, room[: len(c)], with_ce).squeeze(-1)
+    if not (readable(counted) and bool(counted.all())):
+        loss.masked_fill_(~counted, 0)
+        g.masked_fill_(~counted.reshape(-1, 1), 0)
+    return loss, (g.view(shape),)
+
+
+def _block(s: Tensor, t: Tensor, c: Tensor, room: Tensor, with_ce: bool) -> Tensor:
+    """The losses of some rows; ``c`` holds the costs and takes the gradient."""
+    p = torch.softmax(s, -1, out=room)
+    if not with_ce:
+        emo: Tensor = torch.linalg.vecdot(p, c).unsqueeze(-1)
+        c.sub_(emo).mul_(p)
+        return emo
+    p_t = p.gather(-1, t)
+    whole = readable(p_t) and bool((p_t > 1e-30).all())
+    log_p = p_t.log() if whole else s.log_softmax(-1).gather(-1, t)
+    rest = p.scatter_(-1, t, 0).sum(-1, keepdim=True)  # 1 - p_t without cancellation
+    emo = torch.linalg.vecdot(p, c).unsqueeze(-1)
+    ce = torch.where(rest < 0.5, -torch.log1p(-rest), -log_p)
+    ratio = torch.where(emo > 1e-30 * ce, ce / emo, 0)
+    # p last: the ratio may be 1e30, but ratio * p_i * c_i <= CE
+    c.sub_(emo).mul_(ratio / 2).add_(0.5).mul_(p)
+    c.scatter_(-1, t, (rest + ratio * emo * p_t) / -2)
+    return ce
+
+
+class Costs:
+    """1 - cos(e_i, e_t) of every word i, a row for each t; of all words at once where many rows ask for few words."""
+
+    def __init__(self, embedding: Tensor, dtype: torch.dtype, rows: int) -> None:
+        self.embedding, self.inverse = embedding, inverse_norms(embedding, dtype)
+        self.rounding = 4 * torch.finfo(dtype).eps * embedding.shape[1] ** 0.5
+        self.table: Tensor | None = None
+        if 2 * len(embedding) <= rows:
+            words = torch.arange(len(embedding), device=embedding.device)
+            self.table = self.end(self.begin(words), words)
+
+    def begin(self, t: Tensor) -> Tensor:
+        """Room for the costs; where no table has them it holds <e_i, e_t> / |e_t|."""
+        out, at = self.inverse.new_empty(len(t), len(self.embedding)), 0
+        if self.table is None:
+            unit = self.embedding[t].to(out.dtype) * self.inverse[t].unsqueeze(-1)
+            for e in _tiles(self.embedding, out.dtype):
+                torch.mm(unit, e.t(), out=out[:, at : at + len(e)])
+                at += len(e)
+        return out
+
+    def end(self, out: Tensor, t: Tensor) -> Tensor:
+        """The costs, in some rows of that room."""
+        if self.table is not None:
+            return torch.index_select(self.table, 0, t, out=out)
+        torch.addcmul(out.new_ones(()), out, self.inverse, value=-1, out=out).scatter_(-1, t.unsqueeze(-1), 0)
+        return F.threshold(out, self.rounding, 0, inplace=True)
+
+
+def inverse_norms(embedding: Tensor, dtype: torch.dtype) -> Tensor:
+    """1 / |e_i|, shape ``(C,)``, and 0 for a row below the smallest normal number."""
+    inverse = []
+    for e in _tiles(embedding, dtype):
+        norm = torch.linalg.vector_norm(e, dim=-1)
+        low, high = torch.aminmax(norm)
+        if not (readable(norm) and low > 1e-12 and high < 1e15):
+            # by the largest number first: the squares of others leave float32
+            largest = e.abs().amax(-1).clamp(min=torch.finfo(dtype).tiny)
+            norm = torch.linalg.vector_norm(e / largest.unsqueeze(-1), dim=-1)
+            norm = torch.where(norm < 1, torch.inf, norm * largest)
+        inverse.append(norm.reciprocal_())
+    return inverse[0] if len(inverse) == 1 else torch.cat(inverse)
+
+
+def _tiles(embedding: Tensor, dtype: torch.dtype) -> Iterator[Tensor]:
+    """The word vectors in this dtype; where that takes a copy, a few at a time."""
+    size = len(embedding) if embedding.dtype == dtype else max(ROOM // embedding.shape[1], 1)
+    for i in range(0, len(embedding), size):
+        yield embedding[i : i + size].to(dtype)
+
+
+# ---------------------------------------------------------------------------------------------------- the linear layer
+# An operator of torch's, so that torch.compile and torch.export take it as one step for any number of rows.
+
+_LIBRARY = torch.library.Library("lossbook", "FRAGMENT")  # type: ignore[no-untyped-call]
+_LIBRARY.define(  # type: ignore[no-untyped-call]
+    "linear_emo(Tensor hidden, Tensor weight, Tensor? bias, Tensor target, Tensor counted, Tensor embedding, "
+    "Tensor? upstream, bool[] wanted, bool rows, bool with_ce, float scale, float? softcap, int chunk_size, bool wide, "
+    "ScalarType dtype) -> (Tensor, Tensor, Tensor, Tensor)"
+)
+
+
+def linear_emo(hidden: Tensor, weight: Tensor, bias: Tensor | None, *constants: Any) -> Tensor:
+    """The sum over the rows, or the loss of each; ``constants`` are target, counted, embedding, rows and options."""
+    t, counted, embedding, rows, *options = constants
+    graph = torch.is_grad_enabled() and not rows
+    wanted = [graph and x is not None and x.requires_grad for x in (hidden, weight, bias)]
+    loss: Tensor = torch.ops.lossbook.linear_emo(
+        hidden, weight, bias, t, counted, embedding, None, wanted, rows, *options
+    )[0]
+    return loss
+
+
+def _room(
+    hidden: Tensor, weight: Tensor, wanted: Sequence[bool], rows: bool, wide: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What the operator returns: the losses and the gradients of hidden, weight and bias, empty where not wanted."""
+    high = torch.float64 if torch.float64 in (hidden.dtype, weight.dtype) else torch.float32
+    sums = high if wide else weight.dtype
+    shapes = (hidden.shape, weight.shape, weight.shape[:1])
+    grads = [
+        hidden.new_zeros(shape if want else (0,), dtype=dtype)
+        for shape, want, dtype in zip(shapes, wanted, (hidden.dtype, sums, high))  # noqa: B905 - torch 2.6 traces no strict
+    ]
+    return (hidden.new_zeros(hidden.shape[:1] if rows else (), dtype=high), grads[0], grads[1], grads[2])
+
+
+@torch.library.impl(_LIBRARY, "linear_emo", "CompositeExplicitAutograd")
+def _run(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    counted: Tensor,
+    embedding: Tensor,
+    upstream: Tensor | None,
+    wanted: Sequence[bool],
+    rows: bool,
+    with_ce: bool,
+    scale: float,
+    softcap: float | None,
+    chunk_size: int,
+    wide: bool,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Losses and gradients. ``dtype`` is that of the scores; ``upstream`` weighs the rows' gradients."""
+    loss, grad_h, grad_w, grad_b = _room(hidden, weight, wanted, rows, wide)
+    with torch.no_grad(), full_precision(hidden.device):
+        w, b = weight.to(dtype), None if bias is None else bias.to(dtype)
+        chunks = max(-(-len(hidden) // chunk_size), 1)
+        size = -(-len(hidden) // chunks)  # equal to one row
+        room = w.new_empty(size, len(w))
+        costs = Costs(embedding, loss.dtype, min(size, 2048))
+        piece = max(ROOM // len(w), PIECE)
+        whole = readable(counted) and bool(counted.all())
+        for i in range(0, len(hidden), size or 1):
+            at = slice(i, i + size)
+            h = hidden[at].to(dtype)
+            if not whole:
+                h = h.masked_fill(~counted[at].unsqueeze(-1), 0)  # an ignored row may hold NaN
+            s = room[: len(h)]
+            _ = torch.mm(h, w.t(), out=s) if b is None else torch.addmm(b, h, w.t(), out=s)
+            for j in range(0, len(h), piece):
+                few, these = slice(j, j + piece), slice(i + j, i + min(j + piece, len(h)))
+                x, slope = _capped(s[few].to(loss.dtype), scale, softcap)
+                losses, (g,) = value(x, target[these], counted[these], embedding, with_ce, costs)
+                if rows:
+                    loss[these] = losses
+                else:
+                    loss += losses.sum()
+                if slope is not None:
+                    g.mul_(slope)
+                if upstream is not None:
+                    g.mul_(upstream[these].unsqueeze(-1))
+                if scale != 1:
+                    g.mul_(scale)
+                if wanted[2]:
+                    grad_b += g.sum(0)
+                s[few] = g
+                del x, slope, g  # before the next ones are made
+            if wanted[0]:
+                grad_h[at] = s @ w
+            if wanted[1]:
+                _add_product(grad_w, s, h)
+    return loss, grad_h, grad_w, grad_b
+
+
+def _capped(x: Tensor, scale: float, softcap: float | None) -> tuple[Tensor, Tensor | None]:
+    """The scores of the layer, and the derivative of the cap; in place."""
+    if scale != 1:
+        x.mul_(scale)
+    if softcap is None:
+        return x.clamp_(-FAR, FAR), None
+    x.div_(softcap).tanh_()
+    return x * softcap, x.square_().neg_().add_(1)
+
+
+def _add_product(total: Tensor, g: Tensor, h: Tensor) -> None:
+    """``total += g.T @ h``; where the dtypes differ, a few classes at a time."""
+    if total.dtype == g.dtype:
+        total.addmm_(g.t(), h)
+        return
+    # bfloat16 is added up in float32 within a product already; float16 would overflow from 65504 on
+    dtype = total.dtype if g.dtype == torch.float16 else g.dtype
+    size = max(ROOM // h.shape[1], 1)
+    h = h.to(dtype)
+    for i in range(0, len(total), size):
+        total[i : i + size].add_(g[:, i : i + size].to(dtype).t() @ h)
+
+
+@torch.library.register_fake("lossbook::linear_emo")  # type: ignore[untyped-decorator, unused-ignore]
+def _shapes(hidden: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    wanted, rows, wide = rest[5], rest[6], rest[11]
+    return _room(hidden, weight, wanted, rows, wide)
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.set_materialize_grads(False)  # zeros for the gradients of gradients would be as large as these
+    *tensors, ctx.upstream, _, ctx.rows = inputs[:9]
+    ctx.options = inputs[9:]
+    ctx.save_for_backward(*tensors, *output[1:])
+
+
+def _backward(ctx: Any, g: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+    *tensors, grad_h, grad_w, grad_b = ctx.saved_tensors
+    layer, need = tensors[:3], ctx.needs_input_grad[:3]
+    if g is None:
+        return (None,) * 15
+    if torch.is_grad_enabled() or (ctx.rows and batched(g)):
+        from lossbook.emo import linear_rows
+
+        with torch.enable_grad():
+            loss = linear_rows(*tensors, *ctx.options)
+            wanted = [x for x, n in zip(layer, need) if n]  # noqa: B905
+            found = iter(
+                torch.autograd.grad(loss if ctx.rows else loss.sum(), wanted, g, create_graph=torch.is_grad_enabled())
+            )
+        return (*(next(found) if n else None for n in need), *[None] * 12)
+    grads = [grad_h, grad_w, grad_b]
+    if ctx.rows:
+        _, *grads = torch.ops.lossbook.linear_emo(*tensors, g, list(need), True, *ctx.options)
+    else:
+        spare = plain(g) and last_backward()
+        grads = [x.mul_(g) if spare else x * g for x in grads]
+    return (*(x.to(y.dtype) if n else None for x, y, n in zip(grads, layer, need)), *[None] * 12)  # noqa: B905
+
+
+torch.library.register_autograd("lossbook::linear_emo", _backward, setup_context=_setup, lib=_LIBRARY)
