@@ -62,7 +62,7 @@ def check_number(
     number = float(number)
     too_low = low is not None and (number < low or (open_low and number == low))
     too_high = high is not None and (number > high or (open_high and number == high))
-    if not math.isfinite(number) or too_low or too_high:
+    if not -math.inf < number < math.inf or too_low or too_high:  # torch.compile cannot trace isfinite
         bounds = [f"{'>' if open_low else '>='} {low:g}"] if low is not None else []
         bounds += [f"{'<' if open_high else '<='} {high:g}"] if high is not None else []
         raise ValueError(f"{name} must be a finite number{' ' + ' and '.join(bounds) if bounds else ''}, got {number}")
