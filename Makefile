@@ -22,12 +22,11 @@ $(PEERS): benchmarks/requirements.txt $(READY)
 	@touch $(PEERS)
 
 book: $(READY) ## build the pages; chapters whose code changed are executed first
-	@$(BIN)/python -m tools.execute
-	@$(BIN)/python -m tools.build
+	@$(BIN)/python -m tools.book
 
 live: $(READY) ## execute every chapter on this machine's best device, then build the pages
 	@$(BIN)/python -m tools.execute --all
-	@$(BIN)/python -m tools.build
+	@$(BIN)/python -m tools.book
 
 serve: book ## show the pages at http://localhost:8000
 	@$(BIN)/python -m http.server --bind 127.0.0.1 --directory _build/html 8000

@@ -8,10 +8,11 @@ stamp: digests of its code cells, of the ``lossbook`` modules that it imports (a
 from __future__ import annotations
 
 import ast
+import copy
 import hashlib
 import re
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -37,21 +38,42 @@ def code_cells(notebook: Any) -> list[Any]:
     return [c for c in notebook.cells if c.cell_type == "code" and SETUP_TAG not in c.metadata.get("tags", [])]
 
 
-def imported_modules(code: str, package: str = "") -> set[str]:
+@cache
+def imported_modules(code: str, package: str = "") -> frozenset[str]:
     """Names of all the modules that a piece of code imports, also inside functions.
 
-    ``from a import b`` yields ``a`` and ``a.b``, since ``b`` may be a module; ``package`` resolves relative imports.
+    ``from a import b`` yields ``a`` and ``a.b``, since ``b`` may be a module, and so does ``a.b`` behind ``import a``;
+    ``package`` resolves relative imports.
     """
+    nodes = list(ast.walk(ast.parse(code)))
     found: set[str] = set()
-    for node in ast.walk(ast.parse(code)):
+    bound: dict[str, str] = {}  # what `import` binds: `import a.b` the name a, `import a.b as c` the name c
+    for node in nodes:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
+            bound |= {
+                a.asname or a.name.split(".")[0]: a.name if a.asname else a.name.split(".")[0] for a in node.names
+            }
         elif isinstance(node, ast.ImportFrom):
             base = node.module or ""
             if node.level:
                 base = f"{package}.{base}".rstrip(".")
             found |= {base} | {f"{base}.{alias.name}" for alias in node.names}
-    return found
+    for node in nodes:
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in bound:
+            found.add(f"{bound[node.value.id]}.{node.attr}")
+    return frozenset(found)
+
+
+@cache
+def lazy_names(code: str) -> dict[str, str]:
+    """The table ``_EXPORTS`` of a package: the names that its ``__getattr__`` loads, each with its module."""
+    for node in ast.parse(code).body:
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        if any(isinstance(target, ast.Name) and target.id == "_EXPORTS" for target in targets):
+            table: dict[str, str] = ast.literal_eval(node.value)  # type: ignore[attr-defined]
+            return table
+    return {}
 
 
 def module_files(
@@ -61,7 +83,7 @@ def module_files(
 
     ``package`` is the one that the code belongs to.
     """
-    queue = imported_modules(code, package)
+    queue = set(imported_modules(code, package))
     seen: set[str] = set()
     files: set[str] = set()
     while queue:
@@ -75,7 +97,20 @@ def module_files(
         if file.exists():
             files.add(file.relative_to(root).as_posix())
             queue |= imported_modules(read(file), name if stem.is_dir() else name.rpartition(".")[0])
+            continue
+        parent, _, last = name.rpartition(".")  # no module: a name in its package, which may come from another module
+        if (init := root.joinpath(*parent.split("."), "__init__.py")).exists():
+            lazy = lazy_names(read(init))
+            queue |= {f"{parent}.{module}" for key, module in lazy.items() if last in (key, "*")}
     return tuple(sorted(files))
+
+
+@cache
+def parsed(text: str) -> Any:
+    """A MyST text as a notebook; callers change copies only."""
+    import jupytext
+
+    return jupytext.reads(text, fmt="md:myst")
 
 
 def plain_python(code: str) -> str:
@@ -102,9 +137,7 @@ class Chapter:
     @cached_property
     def source(self) -> Any:
         """The source as a notebook, without outputs."""
-        import jupytext
-
-        return jupytext.reads(read(self.source_path), fmt="md:myst")
+        return copy.deepcopy(parsed(read(self.source_path)))
 
     @cached_property
     def notebook(self) -> Any | None:

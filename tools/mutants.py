@@ -1,8 +1,9 @@
 """Mutation tests of the losses: change one sign, number or comparison at a time, and see whether a test notices.
 
-``python -m tools.mutants [slug ...]`` (or ``make mutants``) changes ``lossbook/<slug>.py`` with the operators of
-cosmic-ray and runs ``tests/test_<slug>.py`` on each change. What no test notices is a survivor. Survivors are written
-to ``tests/mutants/<slug>.toml``, each with a reason that a person adds. ``equivalent = true`` says that the change
+``python -m tools.mutants [module ...]`` (or ``make mutants``) changes a module of ``lossbook`` with the operators of
+cosmic-ray and runs the tests that judge it on each change. A module is a loss (``focal``), its fast road
+(``_fast/focal``) or what all share (``_checks``). What no test notices is a survivor. Survivors are written to
+``tests/mutants/<module>.toml``, each with a reason that a person adds. ``equivalent = true`` says that the change
 changes no result: what is left out anyway, or a number that decides on speed and memory alone. The others are open.
 The command ends with 1 while a survivor has no reason.
 
@@ -16,6 +17,8 @@ from __future__ import annotations
 
 import argparse
 import ast
+import importlib
+import importlib.util
 import json
 import multiprocessing
 import os
@@ -23,11 +26,12 @@ import resource
 import signal
 import sys
 import tempfile
-import types
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, SourceFileLoader
 from pathlib import Path
 from typing import Any
 
@@ -111,9 +115,39 @@ def type_hints(source: str) -> list[tuple[tuple[int, int], tuple[int, int]]]:
 # ------------------------------------------------------------------------------------------------- what a child does
 
 
-def test_files(slug: str) -> list[str]:
-    """The tests that judge a module, its own examples among them."""
-    return ["tests/test_interface.py", f"tests/test_{slug}.py", f"lossbook/{slug}.py"]
+def modules(root: Path = ROOT) -> tuple[str, ...]:
+    """What can be changed: the losses, their fast roads, and what they share."""
+    fast = sorted(f"_fast/{path.stem}" for path in (root / "lossbook/_fast").glob("*.py") if path.stem != "__init__")
+    return (*SLUGS, *fast, *(name for name in ("_checks", "_common") if (root / f"lossbook/{name}.py").exists()))
+
+
+def judges(module: str, root: Path = ROOT) -> list[str]:
+    """The tests that judge a module, its own examples among them; those of every loss for what all share."""
+    slug = module.removeprefix("_fast/")
+    slugs = (slug,) if slug in SLUGS else SLUGS
+    names = [f"tests/test_{name}.py" for name in ("interface", "exact", "common", *slugs)]
+    return [name for name in (*names, *(f"lossbook/{slug}.py" for slug in slugs)) if (root / name).exists()]
+
+
+class Loader(SourceFileLoader):
+    """Reads a module from a text instead of its file."""
+
+    def __init__(self, name: str, path: Path, source: str) -> None:
+        super().__init__(name, str(path))
+        self.source = source
+
+    def get_code(self, fullname: str) -> Any:
+        return compile(self.source, self.path, "exec")
+
+
+class Finder(MetaPathFinder):
+    """Gives the changed module to whoever imports it, its own package included."""
+
+    def __init__(self, name: str, path: Path, source: str) -> None:
+        self.spec = importlib.util.spec_from_file_location(name, path, loader=Loader(name, path, source))
+
+    def find_spec(self, fullname: str, path: Any, target: Any = None) -> ModuleSpec | None:
+        return self.spec if self.spec and fullname == self.spec.name else None
 
 
 class Watch:
@@ -154,37 +188,32 @@ class Choose:
 QUIET = ["-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist", "--doctest-modules", "--no-header", "-W", "ignore"]
 
 
-def baseline(slug: str, answer: str) -> None:
+def baseline(module: str, answer: str) -> None:
     """Run the tests on the unchanged module; write what they reach, and for how long each runs."""
     import pytest
 
     quiet()
-    watch = Watch(ROOT / "lossbook" / f"{slug}.py")
-    code = pytest.main([*QUIET, *test_files(slug)], plugins=[watch])
+    watch = Watch(ROOT / "lossbook" / f"{module}.py")
+    code = pytest.main([*QUIET, *judges(module)], plugins=[watch])
     Path(answer).write_text(json.dumps([watch.reached(), watch.seconds]), encoding="utf-8")
     os._exit(int(code))
 
 
-def trial(slug: str, source: str, tests: list[str], seconds: int) -> None:
+def trial(module: str, source: str, tests: list[str], seconds: int) -> None:
     """Run the tests on a changed module."""
     import pytest
 
     quiet()
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     signal.alarm(seconds)  # ends the process, also inside an operator of torch
-    name = f"lossbook.{slug}"
-    module = types.ModuleType(name)
-    module.__file__ = str(ROOT / "lossbook" / f"{slug}.py")
-    module.__package__ = "lossbook"
-    sys.modules[name] = module
+    name = f"lossbook.{module.replace('/', '.')}"
+    sys.meta_path.insert(0, Finder(name, ROOT / "lossbook" / f"{module}.py", source))
     try:
-        exec(compile(source, module.__file__, "exec"), module.__dict__)
+        importlib.import_module(name)
     except Exception:
         os._exit(NOTICED)
-    import lossbook
-
-    setattr(lossbook, slug, module)
-    code = pytest.main([*QUIET, *test_files(slug)], plugins=[Choose(tests)])
+    files = sorted({test.split("::")[0] for test in tests})
+    code = pytest.main([*QUIET, *files], plugins=[Choose(tests)]) if files else SURVIVED
     os._exit({0: SURVIVED, 5: SURVIVED}.get(int(code), NOTICED))
 
 
@@ -198,7 +227,7 @@ def quiet() -> None:
 # ------------------------------------------------------------------------------------------------------- the command
 
 
-def judge(slug: str, jobs: int, part: float, *, again: bool = False) -> bool:
+def judge(module: str, jobs: int, part: float, *, again: bool = False) -> bool:
     """Try the mutants of a module and write the survivors down; whether each has its reason.
 
     ``part`` is the share of them that are tried. ``again`` tries those alone that survived the last time.
@@ -208,14 +237,14 @@ def judge(slug: str, jobs: int, part: float, *, again: bool = False) -> bool:
     context = multiprocessing.get_context("fork")
     with tempfile.TemporaryDirectory() as folder:
         answer = Path(folder) / "baseline.json"
-        child = context.Process(target=baseline, args=(slug, str(answer)))
+        child = context.Process(target=baseline, args=(module, str(answer)))
         child.start()
         child.join()
         if child.exitcode != 0:
-            sys.exit(f"{slug}: the tests fail without any change")
+            sys.exit(f"{module}: the tests fail without any change")
         reached, seconds = json.loads(answer.read_text(encoding="utf-8"))
 
-    source = (ROOT / "lossbook" / f"{slug}.py").read_text(encoding="utf-8")
+    source = (ROOT / "lossbook" / f"{module}.py").read_text(encoding="utf-8")
     inside = body_lines(source)
     everything = sorted(seconds, key=lambda test: seconds[test])
     limit = 60 + int(10 * sum(seconds.values()))
@@ -223,12 +252,12 @@ def judge(slug: str, jobs: int, part: float, *, again: bool = False) -> bool:
     def survives(mutant: Mutant) -> bool:
         here = (mutant.line in inside and reached.get(str(mutant.line))) or everything
         tests = [test for test in sorted(here, key=lambda t: seconds.get(t, 0.0)) if seconds.get(test, 0.0) <= SLOW]
-        child = context.Process(target=trial, args=(slug, mutant.source, tests, limit))
+        child = context.Process(target=trial, args=(module, mutant.source, tests, limit))
         child.start()
         child.join()
         return child.exitcode == SURVIVED
 
-    path = FOLDER / f"{slug}.toml"
+    path = FOLDER / f"{module}.toml"
     record = tomllib.loads(path.read_text(encoding="utf-8")) if path.exists() else {"survivor": []}
     reasons = {(s["before"], s["after"]): s for s in record["survivor"] if s["reason"]}
     possible = list(mutants(source))
@@ -243,13 +272,13 @@ def judge(slug: str, jobs: int, part: float, *, again: bool = False) -> bool:
                 tried.append(mutant)
         total = record["mutants"] - left.total()  # a line that has changed since says nothing
     if not survives(Mutant("none", 0, "", "", source)):
-        sys.exit(f"{slug}: a child fails without any change, so it would notice every one")
+        sys.exit(f"{module}: a child fails without any change, so it would notice every one")
     with ThreadPoolExecutor(jobs) as pool:
-        alive = list(tqdm(pool.map(survives, tried), total=len(tried), desc=slug, unit="mutant"))
+        alive = list(tqdm(pool.map(survives, tried), total=len(tried), desc=module, unit="mutant"))
     survivors = [mutant for mutant, lives in zip(tried, alive, strict=True) if lives]
 
     words = [
-        f"# Written by `python -m tools.mutants {slug}`; the reasons are written by people.",
+        f"# Written by `python -m tools.mutants {module}`; the reasons are written by people.",
         f"possible = {len(possible)}",
         f"mutants = {total}",
         f"noticed = {total - len(survivors)}",
@@ -260,18 +289,18 @@ def judge(slug: str, jobs: int, part: float, *, again: bool = False) -> bool:
         entry = {"before": mutant.before, "after": mutant.after, **judged}
         # a string or a truth value of JSON is one of TOML
         words += ["", "[[survivor]]", *(f"{key} = {json.dumps(value)}" for key, value in entry.items())]
-    FOLDER.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join(words) + "\n", encoding="utf-8")
     open_ones = sum((m.before, m.after) not in reasons for m in survivors)
     share = 1 - len(survivors) / total
-    print(f"{slug}: {total} mutants, {share:.1%} noticed, {len(survivors)} survive, {open_ones} without a reason")
+    print(f"{module}: {total} mutants, {share:.1%} noticed, {len(survivors)} survive, {open_ones} without a reason")
     return open_ones == 0
 
 
 def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(prog="python -m tools.mutants", description=__doc__.split("\n\n")[0])
-    parser.add_argument("slugs", nargs="*", default=SLUGS, help="modules (default: all six)")
+    parser.add_argument("modules", nargs="*", default=modules(), help=f"default: {' '.join(modules())}")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="children at a time")
     parser.add_argument("--again", action="store_true", help="try those alone that survived the last time")
     parser.add_argument("--part", type=float, default=1.0, help="share of the mutants to try (1)")
@@ -281,7 +310,7 @@ def main() -> None:
     import torch
 
     torch.set_num_threads(1)
-    results = [judge(slug, options.jobs, options.part, again=options.again) for slug in options.slugs]
+    results = [judge(name, options.jobs, options.part, again=options.again) for name in options.modules]
     sys.exit(0 if all(results) else 1)
 
 

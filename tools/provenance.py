@@ -10,6 +10,7 @@ import platform
 import subprocess
 import tokenize
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,7 @@ def commit(*paths: str, root: Path = ROOT) -> dict[str, Any]:
     return {"commit": git("rev-parse", "HEAD"), "changed": None if changed is None else changed != ""}
 
 
+@cache
 def bare(source: str) -> str:
     """Python without comments, docstrings and empty lines: what can change a result.
 
