@@ -34,7 +34,7 @@ def sigmoid(x: Tensor) -> Tensor:
 def finite(s: Tensor) -> Tensor:
     """The scores with infinities at +-1e30, and the gradient that a finite score would get: a clamp would stop it."""
     s = s.clone()
-    s.detach().clamp_(-FAR, FAR)
+    s.detach().copy_(s.detach().clamp(-FAR, FAR))  # vmap knows no clamp_
     return s
 
 

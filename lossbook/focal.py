@@ -1,59 +1,52 @@
-r"""Losses that let the easy samples go: truncated, softly truncated and focal cross-entropy.
+r"""Losses that let the easy samples go: truncated, softly truncated, focal and asymmetric cross-entropy.
 
 Most samples of a detector are easy, and their many small losses outweigh the few hard ones. Each loss here multiplies
 cross-entropy by a weight that falls as the sample is got right: to zero past a margin (:func:`hard_truncated_bce`),
-along a sigmoid (:func:`soft_truncated_bce`), or as a power of the error (:func:`sigmoid_focal_loss`). The softmax forms
-are :func:`soft_truncated_cross_entropy` and :func:`softmax_focal_loss`. A module of the same name wraps each.
+along a sigmoid (:func:`soft_truncated_bce`), or as a power of the error (:func:`sigmoid_focal_loss`,
+:func:`asymmetric_loss`). The softmax forms are :func:`soft_truncated_cross_entropy` and :func:`softmax_focal_loss`.
+A module of the same name wraps each. The page Recipes shows them in training loops.
 
-Plain torch::
-
-    loss = sigmoid_focal_loss(model(images), labels, gamma=2.0)
-    loss.backward()
-    optimizer.step()
-
-Lightning::
-
-    def training_step(self, batch, batch_idx):
-        images, labels = batch
-        return sigmoid_focal_loss(self(images), labels, gamma=2.0)
-
-Hugging Face ``Trainer``::
-
-    def compute_loss(outputs, labels, num_items_in_batch=None):
-        return softmax_focal_loss(outputs.logits, labels, gamma=2.0)
-    trainer = Trainer(..., compute_loss_func=compute_loss)
+Each loss holds its formula as a function of that name. float16 and bfloat16 scores are computed in float32, and the
+loss is float32. Values of labels, masks aside, are checked on the CPU only: elsewhere the check would wait for the
+device.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
-from torch.autograd import Function
-from torch.nn import functional as F
+from torch import Tensor
 
-from lossbook._common import (
+from lossbook._checks import (
+    check_classes,
+    check_constant,
+    check_distribution,
+    check_flag,
+    check_floating,
     check_ignore_index,
-    check_index_target,
+    check_index,
+    check_integer,
     check_labels,
+    check_mask,
     check_number,
     check_reduction,
     check_scores,
     describe,
-    eager,
-    reduce_loss,
-    values_readable,
 )
+from lossbook._common import FAR, LossModule, finite, reduce_loss, rest_margin, rest_margins, sigmoid, softplus
+from lossbook._fast import focal as fast
+from lossbook._torch import readable
 
 __all__ = [
+    "AsymmetricLoss",
     "HardTruncatedBce",
     "SigmoidFocalLoss",
     "SoftTruncatedBce",
     "SoftTruncatedCrossEntropy",
     "SoftmaxFocalLoss",
+    "asymmetric_loss",
     "hard_truncated_bce",
     "sigmoid_focal_loss",
     "soft_truncated_bce",
@@ -61,21 +54,13 @@ __all__ = [
     "softmax_focal_loss",
 ]
 
-# infinite scores count as this: 0 * inf would be NaN where a label of 0 meets a score of -inf
-_FAR = 1e30
-# farther from 0 than every score: where no other class may be found
-_BEYOND = 1e32
 # float32 rounds an error near 1 by 6e-8, and its power by so much times gamma
-_MOST_GAMMA = 1e3
-# So many scores are worked on at once: a sixteenth of all, so that the dozen temporaries of a piece take little room,
-# but no fewer than keep a core busy and no more than its cache holds. An accelerator wants larger pieces.
-_PIECE = {"cpu": (2**14, 2**19)}
-_DEVICE_PIECE = (2**20, 2**24)
-
-Elementwise = Callable[[Tensor, Tensor], Tensor]
+MOST_GAMMA = 1e3
 
 
-def hard_truncated_bce(input: Tensor, target: Tensor, *, margin: float = 0.5, reduction: str = "mean") -> Tensor:
+def hard_truncated_bce(
+    input: Tensor, target: Tensor, *, margin: float = 0.5, mask: Tensor | None = None, reduction: str = "mean"
+) -> Tensor:
     r"""Binary cross-entropy that stops once the label's probability passes a margin.
 
     .. math::
@@ -93,16 +78,15 @@ def hard_truncated_bce(input: Tensor, target: Tensor, *, margin: float = 0.5, re
         input: scores :math:`s`, any shape.
         target: labels :math:`y`, 0 or 1 in any dtype, the shape of ``input``.
         margin: the probability :math:`m` in [0, 1] from which a sample no longer counts.
-        reduction: ``"mean"`` over all elements, ``"sum"`` or ``"none"``.
+        mask: boolean, broadcastable to ``input``; False leaves an element out, whatever stands there.
+        reduction: ``"mean"`` over the elements that count, ``"sum"`` or ``"none"``.
 
     Returns:
-        A scalar, or the shape of ``input`` with ``reduction="none"``. float16 and bfloat16 scores are computed in
-        float32, and the loss is float32.
+        A scalar, or the shape of ``input`` with ``reduction="none"``.
 
     Raises:
-        TypeError: ``input`` is not a floating tensor, ``target`` is not a real tensor, or ``margin`` is no number.
-        ValueError: shapes differ, a label is neither 0 nor 1, or an option is out of range. The values of ``target``
-            are checked on CPU tensors only: on an accelerator the check would wait for the device.
+        TypeError: an argument is of a wrong type or dtype.
+        ValueError: shapes differ, a label is neither 0 nor 1, or an option is out of range.
 
     Example:
         >>> s, y = torch.tensor([2.0, 0.0, -1.0]), torch.tensor([1, 1, 1])
@@ -115,21 +99,17 @@ def hard_truncated_bce(input: Tensor, target: Tensor, *, margin: float = 0.5, re
     # p_t < m in scores: a probability may round to 0 or 1, a margin of exactly that would then be met
     z_m = math.log((1 - m) / m) if 0 < m < 1 else math.copysign(math.inf, 0.5 - m)
 
-    def weight(z: Tensor) -> Tensor:
-        return (z > z_m).to(z.dtype) + 0.5 * (z == z_m).to(z.dtype)
+    def formula(s: Tensor, y: Tensor) -> Tensor:
+        z = (1 - 2 * y) * finite(s)  # how far the score lies on the wrong side
+        weight = (z > z_m).to(z.dtype) + 0.5 * (z == z_m).to(z.dtype)
+        return weight * softplus(z)
 
-    def value(s: Tensor, y: Tensor) -> Tensor:
-        z = _wrongness(s, y)
-        return weight(z) * _softplus(z)
-
-    def slope(s: Tensor, y: Tensor) -> Tensor:
-        z = _wrongness(s, y)
-        return (1 - 2 * y) * weight(z) * torch.sigmoid(z)
-
-    return _binary(value, slope, input, target, reduction, hard=True)
+    return _each(formula, fast.hard_truncated_steps(z_m), input, target, mask, reduction, hard=True)
 
 
-def soft_truncated_bce(input: Tensor, target: Tensor, *, sharpness: float = 1.0, reduction: str = "mean") -> Tensor:
+def soft_truncated_bce(
+    input: Tensor, target: Tensor, *, sharpness: float = 1.0, mask: Tensor | None = None, reduction: str = "mean"
+) -> Tensor:
     r"""Binary cross-entropy under a sigmoid weight, the softened truncation.
 
     .. math::
@@ -146,16 +126,15 @@ def soft_truncated_bce(input: Tensor, target: Tensor, *, sharpness: float = 1.0,
         input: scores :math:`s`, any shape.
         target: labels :math:`y`, 0 or 1 in any dtype, the shape of ``input``.
         sharpness: :math:`K \ge 0`; 0 gives half the cross-entropy.
-        reduction: ``"mean"`` over all elements, ``"sum"`` or ``"none"``.
+        mask: boolean, broadcastable to ``input``; False leaves an element out, whatever stands there.
+        reduction: ``"mean"`` over the elements that count, ``"sum"`` or ``"none"``.
 
     Returns:
-        A scalar, or the shape of ``input`` with ``reduction="none"``. float16 and bfloat16 scores are computed in
-        float32, and the loss is float32.
+        A scalar, or the shape of ``input`` with ``reduction="none"``.
 
     Raises:
-        TypeError: ``input`` is not a floating tensor, ``target`` is not a real tensor, or ``sharpness`` is no number.
-        ValueError: shapes differ, a label is neither 0 nor 1, or an option is out of range. The values of ``target``
-            are checked on CPU tensors only: on an accelerator the check would wait for the device.
+        TypeError: an argument is of a wrong type or dtype.
+        ValueError: shapes differ, a label is neither 0 nor 1, or an option is out of range.
 
     Example:
         >>> s, y = torch.tensor([2.0, 0.0, -1.0]), torch.tensor([1, 1, 1])
@@ -166,20 +145,21 @@ def soft_truncated_bce(input: Tensor, target: Tensor, *, sharpness: float = 1.0,
     """
     k = _sharpness(sharpness)
 
-    def value(s: Tensor, y: Tensor) -> Tensor:
-        z = _wrongness(s, y)
-        return torch.sigmoid(k * z) * _softplus(z)
+    def formula(s: Tensor, y: Tensor) -> Tensor:
+        z = (1 - 2 * y) * finite(s)  # how far the score lies on the wrong side
+        return sigmoid(finite(k * z)) * softplus(z)
 
-    def slope(s: Tensor, y: Tensor) -> Tensor:
-        z = _wrongness(s, y)
-        w = torch.sigmoid(k * z)
-        return (1 - 2 * y) * w * (torch.sigmoid(z) + k * torch.sigmoid(-k * z) * _softplus(z))
-
-    return _binary(value, slope, input, target, reduction, hard=True)
+    return _each(formula, fast.soft_truncated_steps(k), input, target, mask, reduction, hard=True)
 
 
 def sigmoid_focal_loss(
-    input: Tensor, target: Tensor, *, gamma: float = 2.0, alpha: float | None = None, reduction: str = "mean"
+    input: Tensor,
+    target: Tensor,
+    *,
+    gamma: float = 2.0,
+    alpha: float | Tensor | None = None,
+    mask: Tensor | None = None,
+    reduction: str = "mean",
 ) -> Tensor:
     r"""Focal loss of independent labels: cross-entropy times a power of the error.
 
@@ -189,24 +169,23 @@ def sigmoid_focal_loss(
             \bigl(-t \log p - (1 - t) \log (1 - p)\bigr), \qquad
         p = \sigma(s), \quad p_t = p\, t + (1 - p)(1 - t)
 
-    Without ``alpha`` the first factor is 1. Value, gradient and Hessian stay finite for every :math:`\gamma` and every
-    finite score.
+    Without ``alpha`` the first factor is 1.
 
     Args:
         input: scores :math:`s`, any shape.
         target: labels :math:`t` in [0, 1] in any dtype, the shape of ``input``; values between are soft labels.
         gamma: the power :math:`\gamma` in [0, 1000]; 0 gives cross-entropy.
-        alpha: weight of the positive label in [0, 1], the negative one gets ``1 - alpha``; None for no weights.
-        reduction: ``"mean"`` over all elements, ``"sum"`` or ``"none"``.
+        alpha: weight of the positive label in [0, 1], the negative one gets ``1 - alpha``; a number, or a tensor with
+            one value per label (the last dimension); None for no weights.
+        mask: boolean, broadcastable to ``input``; False leaves an element out, whatever stands there.
+        reduction: ``"mean"`` over the elements that count, ``"sum"`` or ``"none"``.
 
     Returns:
-        A scalar, or the shape of ``input`` with ``reduction="none"``. float16 and bfloat16 scores are computed in
-        float32, and the loss is float32.
+        A scalar, or the shape of ``input`` with ``reduction="none"``.
 
     Raises:
-        TypeError: ``input`` is not a floating tensor, ``target`` is not a real tensor, or an option is no number.
-        ValueError: shapes differ, a label lies outside [0, 1], or an option is out of range. The values of ``target``
-            are checked on CPU tensors only: on an accelerator the check would wait for the device.
+        TypeError: an argument is of a wrong type or dtype.
+        ValueError: shapes differ, a label lies outside [0, 1], or an option is out of range.
 
     Example:
         >>> s, t = torch.tensor([2.0, 0.0, -1.0]), torch.tensor([1.0, 1.0, 0.5])
@@ -218,29 +197,104 @@ def sigmoid_focal_loss(
     Equation :eq:`focal-loss` of the chapter. Source: Su Jianlin, scientific spaces 4733 (2017); focal loss, arXiv
     1708.02002.
     """
-    g = check_number("gamma", gamma, low=0.0, high=_MOST_GAMMA)
-    a = None if alpha is None else check_number("alpha", alpha, low=0.0, high=1.0)
+    g = _gamma("gamma", gamma)
+    alpha = _alpha(alpha, input)
 
-    def weighted(loss: Tensor, t: Tensor) -> Tensor:
-        return loss if a is None else loss * ((1 - a) + (2 * a - 1) * t)
+    def formula(s: Tensor, t: Tensor) -> Tensor:
+        s = finite(s)
+        m = torch.where(s > 0, -s, s)  # -|s|, with a slope at 0
+        v = torch.exp(m)
+        a = torch.where(s > 0, 1 - t, t)  # the share of the label on the side where the score is not
+        bce = torch.log1p(v) - a * m
+        # 1 - p_t = (a + (1 - a) v) / (1 + v); log v is m, also where v has rounded to 0
+        odds = torch.where(a > 0, torch.log(torch.where(a > 0, a + (1 - a) * v, 1)), m)
+        loss = torch.exp(g * (odds - torch.log1p(v))) * bce
+        return loss if alpha is None else (alpha * t + (1 - alpha) * (1 - t)) * loss
 
-    def terms(s: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        s = s.clamp(-_FAR, _FAR)
-        minus_s = -s
-        p, not_p = torch.sigmoid(s), torch.sigmoid(minus_s)
-        # lerp(a, b, t) = (1 - t) a + t b without cancellation, so that neither p near 0 nor p near 1 loses digits
-        q = torch.lerp(p, not_p, t).clamp(min=_tiny(s))
-        return p, not_p, q, torch.lerp(F.logsigmoid(minus_s), F.logsigmoid(s), t)
+    steps = fast.focal_steps(g, alpha)
+    return _each(formula, steps, input, target, mask, reduction, rows=isinstance(alpha, Tensor))
 
-    def value(s: Tensor, t: Tensor) -> Tensor:
-        _, _, q, minus_bce = terms(s, t)
-        return weighted(-q.pow(g) * minus_bce, t)
 
-    def slope(s: Tensor, t: Tensor) -> Tensor:
-        p, not_p, q, minus_bce = terms(s, t)
-        return weighted(q.pow(g) * (torch.lerp(p, -not_p, t) + (2 * g * t - g) * (p * not_p / q) * minus_bce), t)
+def asymmetric_loss(
+    input: Tensor,
+    target: Tensor,
+    *,
+    gamma_neg: float = 4.0,
+    gamma_pos: float = 1.0,
+    clip: float = 0.05,
+    detach_weight: bool = False,
+    mask: Tensor | None = None,
+    reduction: str = "mean",
+) -> Tensor:
+    r"""Asymmetric loss (ASL) of independent labels: a focal loss with a power for each label and a clip for negatives.
 
-    return _binary(value, slope, input, target, reduction)
+    .. math::
+
+        L = -t\, (1 - p)^{\gamma_+} \log p - (1 - t)\, q^{\gamma_-} \log (1 - q), \qquad
+        p = \sigma(s), \quad q = \max(p - c, 0)
+
+    A negative with a probability up to the clip :math:`c` costs nothing and has gradient 0. The paper sums over labels
+    and samples; with ``reduction="mean"`` learning rates are larger by that number. Labels between 0 and 1 weigh the
+    two terms, while the published code takes one power of a mixture for them.
+
+    Args:
+        input: scores :math:`s`, any shape.
+        target: labels :math:`t` in [0, 1] in any dtype, the shape of ``input``.
+        gamma_neg: the power :math:`\gamma_-` of negatives in [0, 1000].
+        gamma_pos: the power :math:`\gamma_+` of positives in [0, 1000].
+        clip: the probability :math:`c` in [0, 1) taken off negatives.
+        detach_weight: let no gradient pass through the powers, as ``disable_torch_grad_focal_loss`` of the published
+            code does.
+        mask: boolean, broadcastable to ``input``; False leaves an element out, whatever stands there.
+        reduction: ``"mean"`` over the elements that count, ``"sum"`` or ``"none"``.
+
+    Returns:
+        A scalar, or the shape of ``input`` with ``reduction="none"``.
+
+    Raises:
+        TypeError: an argument is of a wrong type or dtype.
+        ValueError: shapes differ, a label lies outside [0, 1], or an option is out of range.
+
+    Example:
+        >>> s, t = torch.tensor([2.0, 2.0, -3.0]), torch.tensor([1, 0, 0])
+        >>> asymmetric_loss(s, t, reduction="none").round(decimals=4)
+        tensor([0.0151, 0.8386, 0.0000])
+
+    Source: asymmetric loss, arXiv 2009.14119; its relative is :eq:`focal-loss` of the chapter.
+    """
+    minus, plus = _gamma("gamma_neg", gamma_neg), _gamma("gamma_pos", gamma_pos)
+    c = check_number("clip", clip, low=0.0, high=1.0, open_high=True)
+    constant = check_flag("detach_weight", detach_weight)
+    # the score of the clip: the first part is exact in float32, so that scores near it lose no digits
+    score = math.log(c) - math.log1p(-c) if c else 0.0
+    high = round(score * 2**16) / 2**16
+    low = score - high
+
+    def formula(s: Tensor, t: Tensor) -> Tensor:
+        s = finite(s)
+        log_p, log_n = -softplus(-s), -softplus(s)
+        log_q, rest, above = log_p, -log_n, s == s
+        if c:  # q = (1 - c) p (1 - e^-d), 1 - q = 1 - p + c
+            d = (s - high) - low
+            above = d > 0
+            log_q = log_p + math.log1p(-c) + _log_of_rest(torch.where(above, d, 1))
+            q = torch.exp(log_q)
+            small = torch.where(q < 0.5, q, 0)
+            rest = -torch.where(q < 0.5, torch.log1p(-small), torch.log(torch.exp(log_n) + c))
+        weight_pos, weight_neg = torch.exp(plus * log_n), torch.exp(minus * log_q)
+        if constant:
+            weight_pos, weight_neg = weight_pos.detach(), weight_neg.detach()
+        return -t * weight_pos * log_p + (1 - t) * torch.where(above, weight_neg * rest, 0)
+
+    steps = fast.asymmetric_steps(minus, plus, c, (high, low), constant)
+    return _each(formula, steps, input, target, mask, reduction)
+
+
+def _log_of_rest(d: Tensor) -> Tensor:
+    """log(1 - e^-d) for d > 0, in every derivative."""
+    near = d < 0.7
+    by_expm1 = torch.log(-torch.expm1(-torch.where(near, d, 0.5)))
+    return torch.where(near, by_expm1, torch.log1p(-torch.exp(-torch.where(near, 1, d))))
 
 
 def softmax_focal_loss(
@@ -250,6 +304,7 @@ def softmax_focal_loss(
     gamma: float = 2.0,
     weight: Tensor | None = None,
     ignore_index: int = -100,
+    dim: int = -1,
     reduction: str = "mean",
 ) -> Tensor:
     r"""Focal loss of one class out of many.
@@ -259,27 +314,26 @@ def softmax_focal_loss(
         L = -w_t\, (1 - p_t)^\gamma \log p_t, \qquad p = \operatorname{softmax}(s)
 
     The error :math:`1 - p_t` comes from the other classes' scores, not from a subtraction, so it keeps its digits as
-    :math:`p_t` nears 1.
+    :math:`p_t` nears 1. A soft target :math:`\tau` gives :math:`\sum_c \tau_c L_c`.
 
     Args:
-        input: scores :math:`s`, shape ``(..., C)``.
-        target: class indices :math:`t`, shape ``(...)``.
+        input: scores :math:`s`, shape ``(..., C)``, or with the classes in dimension ``dim``.
+        target: class indices :math:`t`, shape ``(...)``, or soft targets :math:`\tau` of a floating dtype and the shape
+            of ``input``, which sum to 1.
         gamma: the power :math:`\gamma` in [0, 1000]; 0 gives cross-entropy.
         weight: a weight :math:`w \ge 0` per class, shape ``(C,)``; None for ones.
         ignore_index: rows with this target are left out.
+        dim: the dimension of the classes.
         reduction: ``"mean"`` over the rows that count (their number, not the sum of their weights), ``"sum"`` or
             ``"none"``.
 
     Returns:
-        A scalar, or shape ``(...)`` with ``reduction="none"`` (0 at ignored rows). float16 and bfloat16 scores are
-        computed in float32, and the loss is float32.
+        A scalar, or shape ``(...)`` with ``reduction="none"`` (0 at ignored rows).
 
     Raises:
-        TypeError: ``input`` or ``weight`` is not a floating tensor, ``target`` is not of an integer dtype, or ``gamma``
-            is no number.
-        ValueError: shapes do not fit, an index lies outside [0, C), a weight is negative or not finite, or an option is
-            out of range. The values of ``target`` and ``weight`` are checked on CPU tensors only: on an accelerator the
-            check would wait for the device.
+        TypeError: an argument is of a wrong type or dtype.
+        ValueError: shapes do not fit, an index lies outside [0, C), a soft target's row does not sum to 1, a weight is
+            negative or not finite, or an option is out of range.
 
     Example:
         >>> s = torch.tensor([[2.0, 1.0, 0.0], [2.0, 1.0, 0.0]])
@@ -289,24 +343,33 @@ def softmax_focal_loss(
     Equation :eq:`focal-softmax` of the chapter. Source: Su Jianlin, scientific spaces 4733 (2017); focal loss, arXiv
     1708.02002.
     """
-    g = check_number("gamma", gamma, low=0.0, high=_MOST_GAMMA)
-    check_reduction(reduction)
-    dtype = _dtype(input, rows=True)
-    classes = _classes(input)
-    counted = check_index_target(target, tuple(input.shape[:-1]), classes, check_ignore_index(ignore_index))
-    if weight is not None:
-        _check_weight(weight, classes)
-    index = target.long().masked_fill(~counted, 0)
-    (z,) = _rest_margins(input, index, counted, (1.0,), dtype)
-    # (1 - p_t)^gamma as an exponential: its derivatives hold no negative power of an error that has rounded to 0
-    loss = torch.exp(-g * _softplus(-z)) * _softplus(z)
-    if weight is not None:
-        loss = loss * weight.to(loss.dtype)[index]
-    return reduce_loss(loss.masked_fill(~counted, 0), reduction, counted)
+    g = _gamma("gamma", gamma)
+    s, t, counted = _rows(input, target, ignore_index, dim, reduction)
+    w = None if weight is None else _weight(weight, s.shape[-1]).to(s.dtype)
+
+    def focal(z: Tensor) -> Tensor:
+        """(1 - p_t)^gamma (-log p_t), z being how far the other classes lie above class t."""
+        return torch.exp(-g * softplus(-z)) * softplus(z)
+
+    def formula(s: Tensor, t: Tensor, counted: Tensor) -> Tensor:
+        return focal(rest_margin(finite(s), t, counted))
+
+    if counted is None:  # soft targets
+        loss = ((t if w is None else t * w) * focal(rest_margins(_near_top(finite(s))))).sum(-1)
+    else:
+        loss = fast.softmax_focal(formula, s, t, counted, g)
+        loss = loss if w is None else loss * w[t]
+    return reduce_loss(loss, reduction, counted)
 
 
 def soft_truncated_cross_entropy(
-    input: Tensor, target: Tensor, *, sharpness: float = 1.0, ignore_index: int = -100, reduction: str = "mean"
+    input: Tensor,
+    target: Tensor,
+    *,
+    sharpness: float = 1.0,
+    ignore_index: int = -100,
+    dim: int = -1,
+    reduction: str = "mean",
 ) -> Tensor:
     r"""Softly truncated cross-entropy of one class out of many.
 
@@ -315,24 +378,25 @@ def soft_truncated_cross_entropy(
         L = -\operatorname{softmax}(-K s)_t\, \log \operatorname{softmax}(s)_t
 
     With two classes it is :func:`soft_truncated_bce` of the difference of the scores. One other class far below all
-    the rest takes the whole weight: a score of :math:`-\infty` on it gives a loss of 0.
+    the rest takes the whole weight: a score of :math:`-\infty` on it gives a loss of 0. A soft target :math:`\tau`
+    gives :math:`\sum_c \tau_c L_c`.
 
     Args:
-        input: scores :math:`s`, shape ``(..., C)``.
-        target: class indices :math:`t`, shape ``(...)``.
+        input: scores :math:`s`, shape ``(..., C)``, or with the classes in dimension ``dim``.
+        target: class indices :math:`t`, shape ``(...)``, or soft targets :math:`\tau` of a floating dtype and the shape
+            of ``input``, which sum to 1.
         sharpness: :math:`K \ge 0`; 0 gives cross-entropy divided by the number of classes.
         ignore_index: rows with this target are left out.
+        dim: the dimension of the classes.
         reduction: ``"mean"`` over the rows that count, ``"sum"`` or ``"none"``.
 
     Returns:
-        A scalar, or shape ``(...)`` with ``reduction="none"`` (0 at ignored rows). float16 and bfloat16 scores are
-        computed in float32, and the loss is float32.
+        A scalar, or shape ``(...)`` with ``reduction="none"`` (0 at ignored rows).
 
     Raises:
-        TypeError: ``input`` is not a floating tensor, ``target`` is not of an integer dtype, or ``sharpness`` is no
-            number.
-        ValueError: shapes do not fit, an index lies outside [0, C), or an option is out of range. The values of
-            ``target`` are checked on CPU tensors only: on an accelerator the check would wait for the device.
+        TypeError: an argument is of a wrong type or dtype.
+        ValueError: shapes do not fit, an index lies outside [0, C), a soft target's row does not sum to 1, or an option
+            is out of range.
 
     Example:
         >>> s = torch.tensor([[2.0, 1.0, 0.0], [2.0, 1.0, 0.0]])
@@ -342,285 +406,164 @@ def soft_truncated_cross_entropy(
     Equation :eq:`focal-soft-softmax` of the chapter. Source: Su Jianlin, scientific spaces 4733 (2017).
     """
     k = _sharpness(sharpness)
+    s, t, counted = _rows(input, target, ignore_index, dim, reduction)
+
+    def formula(s: Tensor, t: Tensor, counted: Tensor) -> Tensor:
+        s = finite(s)
+        d = s - s.detach().amin(-1, keepdim=True)  # subtracted first, so a common offset costs no digits
+        return sigmoid(-rest_margin(finite(-k * d), t, counted)) * softplus(rest_margin(s, t, counted))
+
+    if counted is None:  # soft targets
+        d = _near_top(finite(s))
+        loss = (t * sigmoid(-rest_margins(finite(-k * d))) * softplus(rest_margins(d))).sum(-1)
+    else:
+        loss = fast.soft_truncated_rows(formula, s, t, counted, k)
+    return reduce_loss(loss, reduction, counted)
+
+
+# ------------------------------------------------------------------------------------------------------------ arguments
+
+
+def _each(
+    formula: Callable[[Tensor, Tensor], Tensor],
+    steps: fast.Steps,
+    input: Tensor,
+    target: Tensor,
+    mask: Tensor | None,
+    reduction: str,
+    *,
+    hard: bool = False,
+    rows: bool = False,
+) -> Tensor:
+    """Reduce ``formula(s, t)``, the loss of each element."""
     check_reduction(reduction)
-    dtype = _dtype(input, rows=True)
-    counted = check_index_target(target, tuple(input.shape[:-1]), _classes(input), check_ignore_index(ignore_index))
-    index = target.long().masked_fill(~counted, 0)
-    z, turned = _rest_margins(input, index, counted, (1.0, -k), dtype)
-    # sigmoid(-turned) as an exponential: its derivative is not taken from 1 minus a number that has rounded to 1
-    loss = torch.exp(-_softplus(turned)) * _softplus(z)
-    return reduce_loss(loss.masked_fill(~counted, 0), reduction, counted)
+    s = check_scores(input, rows=False)
+    mask = check_mask(mask, input.shape)
+    t = check_labels(target, input.shape, hard=hard, mask=mask)
+    if mask is not None:  # a negative with a score far below 0 costs nothing in any of these losses
+        s, t = s.masked_fill(~mask, -FAR), t.masked_fill(~mask, 0)
+    count: float | Tensor | None = {"mean": max(s.numel(), 1), "sum": 1}.get(reduction)
+    if reduction == "mean" and mask is not None:
+        count = mask.expand(s.shape).sum().clamp(min=1)
+    return fast.elementwise(formula, steps, s, t, count, rows=rows)
 
 
-def _dtype(input: Tensor, *, rows: bool) -> torch.dtype:
-    """The dtype the loss is computed in, without converting the scores yet; the errors of ``check_scores``."""
-    half = isinstance(input, Tensor) and input.dtype in (torch.float16, torch.bfloat16) and input.dim() >= rows
-    return torch.float32 if half else check_scores(input, rows=rows).dtype
+def _rows(
+    input: Tensor, target: Tensor, ignore_index: int, dim: int, reduction: str
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Scores with the classes last, class indices and which rows count; or soft targets and None."""
+    check_reduction(reduction)
+    s = check_scores(input, dim=dim)
+    classes = check_classes(s)
+    if isinstance(target, Tensor) and target.is_floating_point():
+        return s, check_distribution(target, input.shape, dim=dim).to(s.dtype), None
+    return s, *check_index(target, s.shape[:-1], classes, ignore_index)
+
+
+def _near_top(s: Tensor) -> Tensor:
+    """The scores below the highest one: what is subtracted first costs no digits later."""
+    return s - s.detach().amax(-1, keepdim=True)
+
+
+def _gamma(name: str, value: float) -> float:
+    return check_number(name, value, low=0.0, high=MOST_GAMMA)
 
 
 def _sharpness(value: float) -> float:
     """K of the soft truncations; float32 ends at 3.4e38, and from 1e30 on the sigmoid is a step anyway."""
-    return min(check_number("sharpness", value, low=0.0), _FAR)
+    return min(check_number("sharpness", value, low=0.0), FAR)
 
 
-def _classes(input: Tensor) -> int:
-    """The number of classes, at least one."""
-    if input.shape[-1] == 0:
-        raise ValueError(f"input must have at least one class in its last dimension, got {describe(input)}")
-    return input.shape[-1]
+def _alpha(alpha: float | Tensor | None, input: Tensor | None = None) -> float | Tensor | None:
+    """A number, or one value per label in the dtype of the computation."""
+    if alpha is None or not isinstance(alpha, Tensor) or alpha.dim() == 0:
+        return None if alpha is None else check_number("alpha", alpha, low=0.0, high=1.0)
+    check_constant(check_floating(alpha, "alpha", dims=1), "alpha")
+    if input is not None and tuple(alpha.shape) != tuple(input.shape[-1:]):
+        raise ValueError(f"alpha must have one value per label, shape {tuple(input.shape[-1:])}, got {describe(alpha)}")
+    if readable(alpha) and not bool(((alpha >= 0) & (alpha <= 1)).all()):
+        raise ValueError("alpha must hold numbers in [0, 1]")
+    return alpha if input is None else alpha.to(check_scores(input, rows=False).dtype)
 
 
-def _check_weight(weight: Tensor, classes: int | None = None) -> None:
-    """Raise unless there is a real weight for every class; values are looked at only where that waits for no device."""
+def _weight(weight: Tensor, classes: int | None = None) -> Tensor:
+    """A weight for every class, finite and not negative; values are looked at on the CPU only."""
     if not isinstance(weight, Tensor) or not weight.is_floating_point():
         raise TypeError(f"weight must be a floating tensor with one weight per class, got {describe(weight)}")
     if weight.dim() != 1 or classes not in (None, weight.numel()):
         shape = "(C,)" if classes is None else f"({classes},)"
         raise ValueError(f"weight must have one weight per class, shape {shape}, got {describe(weight)}")
-    if values_readable(weight):
+    if readable(weight):
         wrong = ~(weight.isfinite() & (weight >= 0))
         if bool(wrong.any()):
             raise ValueError(f"weight must hold finite numbers >= 0, got {weight.detach()[wrong][0].item():g}")
+    return weight
 
 
-def _softplus(x: Tensor) -> Tensor:
-    """log(1 + e^x); torch's own softplus turns linear past 20, which costs float64 seven digits."""
-    return -F.logsigmoid(-x)
+# -------------------------------------------------------------------------------------------------------------- modules
 
 
-def _tiny(s: Tensor) -> float:
-    """The smallest error whose second derivative of a power, q^(gamma - 2), the dtype can hold.
-
-    The square of 1e-19 is the end of float32. A smaller error changes a loss that is smaller still.
-    """
-    return 1e-150 if s.dtype == torch.float64 else 1e-19
-
-
-def _wrongness(s: Tensor, y: Tensor) -> Tensor:
-    """How far the score lies on the wrong side: s where the label is 0, -s where it is 1, so that 1 - p_t = sigmoid."""
-    return (1 - 2 * y) * s.clamp(-_FAR, _FAR)
-
-
-def _split(x: Tensor, size: int) -> tuple[Tensor, ...]:
-    """Views of ``size`` rows each; of nothing, one empty view."""
-    parts: tuple[Tensor, ...] = x.split(size)  # type: ignore[no-untyped-call]
-    return parts
-
-
-def _piece(x: Tensor) -> int:
-    """How many elements to work on at once."""
-    least, most = _PIECE.get(x.device.type, _DEVICE_PIECE)
-    return min(max(x.numel() // 16, least), most)
-
-
-def _pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """The elements of tensors of one shape, a piece at a time."""
-    return zip(*(_split(x.reshape(-1), _piece(x)) for x in tensors), strict=True)
-
-
-def _binary(
-    value: Elementwise, slope: Elementwise, input: Tensor, target: Tensor, reduction: str, *, hard: bool = False
-) -> Tensor:
-    """Reduce ``value(s, t)``, the loss of each element; ``slope`` is its derivative by s."""
-    check_reduction(reduction)
-    dtype = _dtype(input, rows=False)
-    check_labels(target, tuple(input.shape), hard=hard)
-    if eager(input, target) and not target.requires_grad:
-        loss: Tensor = _Elementwise.apply(  # type: ignore[no-untyped-call]
-            input, target, value, slope, dtype, reduction != "none"
-        )
-        return loss / max(input.numel(), 1) if reduction == "mean" else loss
-    return reduce_loss(value(input.to(dtype), target.to(dtype)), reduction)
-
-
-class _Elementwise(Function):
-    """A loss of single elements that holds nothing between forward and backward but its arguments.
-
-    Both passes work through the elements a piece at a time, so that what they need beside the result stays small.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        input: Tensor,
-        target: Tensor,
-        value: Elementwise,
-        slope: Elementwise,
-        dtype: torch.dtype,
-        total: bool,
-    ) -> Tensor:
-        ctx.save_for_backward(input, target)
-        ctx.slope, ctx.dtype = slope, dtype
-        if total:
-            return torch.stack([value(s.to(dtype), t.to(dtype)).sum() for s, t in _pieces(input, target)]).sum()
-        loss = torch.empty(input.shape, dtype=dtype, device=input.device)
-        for part, s, t in _pieces(loss, input, target):
-            part.copy_(value(s.to(dtype), t.to(dtype)))
-        return loss
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        (grad_output,) = grad_outputs
-        input, target = ctx.saved_tensors
-        dtype = ctx.dtype
-        if torch.is_grad_enabled() or not eager(grad_output):
-            # a second derivative may follow: the same slope once more, in operators that autograd follows
-            grad = (grad_output * ctx.slope(input.to(dtype), target.to(dtype))).to(input.dtype)
-        else:
-            grad = torch.empty(input.shape, dtype=input.dtype, device=input.device)
-            for part, s, t, c in _pieces(grad, input, target, grad_output.expand(input.shape)):
-                part.copy_(c * ctx.slope(s.to(dtype), t.to(dtype)))
-        return grad, None, None, None, None, None
-
-
-def _rest_margins(
-    input: Tensor, index: Tensor, counted: Tensor, scales: tuple[float, ...], dtype: torch.dtype
-) -> tuple[Tensor, ...]:
-    r"""How far the other classes lie above the wanted one, at each scale k: log(sum_(i != t) e^(k (s_i - s_t))).
-
-    Softmax against the rest is a sigmoid: with z this margin, softmax(k s)_t = sigmoid(-z). 0 at ignored rows.
-    """
-    at, row = index.unsqueeze(-1), counted.unsqueeze(-1)
-    if input.shape[-1] == 1:  # no other class: below every score, with zero gradient
-        none = input.masked_fill(~row, 0).squeeze(-1).to(dtype).clamp(-_BEYOND, -_BEYOND)
-        return (none,) * len(scales)
-    if eager(input, index):
-        z: Tensor = _RestMargins.apply(input, at, row, scales, dtype)  # type: ignore[no-untyped-call]
-    else:
-        s = input.masked_fill(~row, 0).to(dtype).clamp(-_FAR, _FAR)
-        z = torch.cat([_rest_margin(*_rivals(s, at, k)) for k in scales], -1)
-    return z.masked_fill(~row, 0).unbind(-1)
-
-
-def _rivals(s: Tensor, at: Tensor, k: float) -> tuple[Tensor, Tensor]:
-    r"""k (s_i - top) of the other classes, far below 0 at the wanted one, and k (top - s_t).
-
-    ``top`` is the score of the other class with the largest k s. Scores are subtracted before anything else is done to
-    them, and never from a number that has been rounded: neither a common offset nor a far class costs digits.
-    """
-    others = s.scatter(-1, at, -_BEYOND if k >= 0 else _BEYOND)
-    top = others.detach().amax(-1, keepdim=True) if k >= 0 else others.detach().amin(-1, keepdim=True)
-    x, gap = others.sub_(top), top - s.gather(-1, at)
-    if k != 1:
-        x, gap = x.mul_(k), gap.mul(k).clamp(-_FAR, _FAR)
-    if abs(k) * _BEYOND < 1e4:  # so small a factor brings the wanted class back
-        x = x.scatter(-1, at, -math.inf)
-    return x, gap
-
-
-def _rest_margin(rivals: Tensor, gap: Tensor) -> Tensor:
-    """The margin of the rest, (..., 1)."""
-    return gap + rivals.exp_().sum(-1, keepdim=True).log()
-
-
-def _row_pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Rows of several tensors, a piece at a time; the first one's last dimension decides how many rows fit."""
-    rows = max(_piece(tensors[0]) // tensors[0].shape[-1], 1)
-    return zip(*(_split(x.reshape(-1, x.shape[-1]), rows) for x in tensors), strict=True)
-
-
-class _RestMargins(Function):
-    """The margins of the rest, a piece of the rows at a time.
-
-    Holds nothing but its arguments between forward and backward.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, input: Tensor, at: Tensor, row: Tensor, scales: tuple[float, ...], dtype: torch.dtype
-    ) -> Tensor:
-        z = torch.empty((*input.shape[:-1], len(scales)), dtype=dtype, device=input.device)
-        for s, at_part, z_part in _row_pieces(input, at, z):
-            s = s.to(dtype).clamp(-_FAR, _FAR)
-            for j, k in enumerate(scales):
-                z_part[:, j : j + 1] = _rest_margin(*_rivals(s, at_part, k))
-        ctx.save_for_backward(input, at, row)
-        ctx.scales, ctx.dtype = scales, dtype
-        return z
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        (grad_output,) = grad_outputs
-        input, at, row = ctx.saved_tensors
-        scales, dtype = ctx.scales, ctx.dtype
-        if torch.is_grad_enabled() or not eager(grad_output):
-            # a second derivative may follow: the same softmax of the rest in operators that autograd follows
-            s = input.masked_fill(~row, 0).to(dtype).clamp(-_FAR, _FAR)
-            columns = grad_output.unsqueeze(-2).unbind(-1)
-            shares = [torch.softmax(_rivals(s, at, k)[0], -1).scatter(-1, at, -1.0) for k in scales]
-            parts = [k * share * c for k, share, c in zip(scales, shares, columns, strict=True)]
-            grad = torch.stack(parts).sum(0).masked_fill(~row, 0).to(input.dtype)
-        else:
-            grad = torch.empty(input.shape, dtype=input.dtype, device=input.device)
-            for part, s, at_part, row_part, c in _row_pieces(grad, input, at, row, grad_output):
-                s = s.to(dtype).clamp(-_FAR, _FAR)
-                total = torch.zeros((), dtype=dtype, device=input.device)
-                for j, k in enumerate(scales):
-                    share = torch.softmax(_rivals(s, at_part, k)[0], -1).scatter_(-1, at_part, -1.0)
-                    total = total + share.mul_(k * c[:, j : j + 1])
-                part.copy_(total.masked_fill_(~row_part, 0))
-        return grad, None, None, None, None
-
-
-class HardTruncatedBce(nn.Module):
+class HardTruncatedBce(LossModule):
     """:func:`hard_truncated_bce` as a module."""
 
     def __init__(self, *, margin: float = 0.5, reduction: str = "mean") -> None:
-        super().__init__()
-        check_reduction(reduction)
-        self.margin = check_number("margin", margin, low=0.0, high=1.0)
-        self.reduction = reduction
+        margin = check_number("margin", margin, low=0.0, high=1.0)
+        super().__init__(margin=margin, reduction=check_reduction(reduction))
 
-    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+    def forward(self, input: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
         """The loss of ``input`` and ``target``."""
-        return hard_truncated_bce(input, target, margin=self.margin, reduction=self.reduction)
-
-    def extra_repr(self) -> str:
-        """The options."""
-        return f"margin={self.margin:g}, reduction={self.reduction!r}"
+        return hard_truncated_bce(input, target, mask=mask, **self.options)
 
 
-class SoftTruncatedBce(nn.Module):
+class SoftTruncatedBce(LossModule):
     """:func:`soft_truncated_bce` as a module."""
 
     def __init__(self, *, sharpness: float = 1.0, reduction: str = "mean") -> None:
-        super().__init__()
-        check_reduction(reduction)
-        self.sharpness = check_number("sharpness", sharpness, low=0.0)
-        self.reduction = reduction
+        super().__init__(sharpness=_sharpness(sharpness), reduction=check_reduction(reduction))
 
-    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+    def forward(self, input: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
         """The loss of ``input`` and ``target``."""
-        return soft_truncated_bce(input, target, sharpness=self.sharpness, reduction=self.reduction)
-
-    def extra_repr(self) -> str:
-        """The options."""
-        return f"sharpness={self.sharpness:g}, reduction={self.reduction!r}"
+        return soft_truncated_bce(input, target, mask=mask, **self.options)
 
 
-class SigmoidFocalLoss(nn.Module):
-    """:func:`sigmoid_focal_loss` as a module."""
+class SigmoidFocalLoss(LossModule):
+    """:func:`sigmoid_focal_loss` as a module; an ``alpha`` per label is a buffer and moves with it."""
 
-    def __init__(self, *, gamma: float = 2.0, alpha: float | None = None, reduction: str = "mean") -> None:
-        super().__init__()
-        check_reduction(reduction)
-        self.gamma = check_number("gamma", gamma, low=0.0, high=_MOST_GAMMA)
-        self.alpha = None if alpha is None else check_number("alpha", alpha, low=0.0, high=1.0)
-        self.reduction = reduction
+    def __init__(self, *, gamma: float = 2.0, alpha: float | Tensor | None = None, reduction: str = "mean") -> None:
+        super().__init__(gamma=_gamma("gamma", gamma), alpha=_alpha(alpha), reduction=check_reduction(reduction))
 
-    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+    def forward(self, input: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
         """The loss of ``input`` and ``target``."""
-        return sigmoid_focal_loss(input, target, gamma=self.gamma, alpha=self.alpha, reduction=self.reduction)
-
-    def extra_repr(self) -> str:
-        """The options."""
-        return f"gamma={self.gamma:g}, alpha={self.alpha}, reduction={self.reduction!r}"
+        return sigmoid_focal_loss(input, target, mask=mask, **self.options)
 
 
-class SoftmaxFocalLoss(nn.Module):
+class AsymmetricLoss(LossModule):
+    """:func:`asymmetric_loss` as a module."""
+
+    def __init__(
+        self,
+        *,
+        gamma_neg: float = 4.0,
+        gamma_pos: float = 1.0,
+        clip: float = 0.05,
+        detach_weight: bool = False,
+        reduction: str = "mean",
+    ) -> None:
+        super().__init__(
+            gamma_neg=_gamma("gamma_neg", gamma_neg),
+            gamma_pos=_gamma("gamma_pos", gamma_pos),
+            clip=check_number("clip", clip, low=0.0, high=1.0, open_high=True),
+            detach_weight=check_flag("detach_weight", detach_weight),
+            reduction=check_reduction(reduction),
+        )
+
+    def forward(self, input: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
+        """The loss of ``input`` and ``target``."""
+        return asymmetric_loss(input, target, mask=mask, **self.options)
+
+
+class SoftmaxFocalLoss(LossModule):
     """:func:`softmax_focal_loss` as a module; the class weights are a buffer and move with it."""
-
-    weight: Tensor | None
 
     def __init__(
         self,
@@ -628,50 +571,35 @@ class SoftmaxFocalLoss(nn.Module):
         gamma: float = 2.0,
         weight: Tensor | None = None,
         ignore_index: int = -100,
+        dim: int = -1,
         reduction: str = "mean",
     ) -> None:
-        super().__init__()
-        check_reduction(reduction)
-        if weight is not None:
-            _check_weight(weight)
-        self.gamma = check_number("gamma", gamma, low=0.0, high=_MOST_GAMMA)
-        self.ignore_index = check_ignore_index(ignore_index)
-        self.reduction = reduction
-        self.register_buffer("weight", weight)
+        super().__init__(
+            gamma=_gamma("gamma", gamma),
+            weight=None if weight is None else _weight(weight),
+            ignore_index=check_ignore_index(ignore_index),
+            dim=check_integer("dim", dim),
+            reduction=check_reduction(reduction),
+        )
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """The loss of ``input`` and ``target``."""
-        return softmax_focal_loss(
-            input,
-            target,
-            gamma=self.gamma,
-            weight=self.weight,
-            ignore_index=self.ignore_index,
-            reduction=self.reduction,
-        )
-
-    def extra_repr(self) -> str:
-        """The options."""
-        weight = "None" if self.weight is None else describe(self.weight)
-        return f"gamma={self.gamma:g}, weight={weight}, ignore_index={self.ignore_index}, reduction={self.reduction!r}"
+        return softmax_focal_loss(input, target, **self.options)
 
 
-class SoftTruncatedCrossEntropy(nn.Module):
+class SoftTruncatedCrossEntropy(LossModule):
     """:func:`soft_truncated_cross_entropy` as a module."""
 
-    def __init__(self, *, sharpness: float = 1.0, ignore_index: int = -100, reduction: str = "mean") -> None:
-        super().__init__()
-        check_reduction(reduction)
-        self.sharpness = check_number("sharpness", sharpness, low=0.0)
-        self.ignore_index = check_ignore_index(ignore_index)
-        self.reduction = reduction
+    def __init__(
+        self, *, sharpness: float = 1.0, ignore_index: int = -100, dim: int = -1, reduction: str = "mean"
+    ) -> None:
+        super().__init__(
+            sharpness=_sharpness(sharpness),
+            ignore_index=check_ignore_index(ignore_index),
+            dim=check_integer("dim", dim),
+            reduction=check_reduction(reduction),
+        )
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """The loss of ``input`` and ``target``."""
-        return soft_truncated_cross_entropy(
-            input, target, sharpness=self.sharpness, ignore_index=self.ignore_index, reduction=self.reduction
-        )
-
-    def extra_repr(self) -> str:
-        """The options."""
-        return f"sharpness={self.sharpness:g}, ignore_index={self.ignore_index}, reduction={self.reduction!r}"
+        return soft_truncated_cross_entropy(input, target, **self.options)

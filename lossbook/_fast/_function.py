@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -33,7 +34,7 @@ def fused(formula: Formula, value: Value, slope: Slope, s: Tensor, *constants: A
         with torch.no_grad():
             loss, _ = value(_near(s), *constants)
     # NaN or an infinite score: the formula knows what they mean
-    return loss if not readable(loss) or bool(loss.isfinite().all()) else formula(s, *constants)
+    return loss if not readable(loss) or math.isfinite(loss.detach().sum()) else formula(s, *constants)
 
 
 def _near(s: Tensor) -> Tensor:
@@ -56,6 +57,7 @@ class _Fused(Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         s, *kept = ctx.saved_tensors
+        ctx.maybe_clear_saved_tensors()
         (g,) = gradients
         if torch.is_grad_enabled() or not plain(g):
             with torch.enable_grad():

@@ -22,14 +22,24 @@ def softmax_rows(formula: Callable[..., Tensor], row: Row, s: Tensor, t: Tensor,
     """``formula(s, t, counted)``, the losses of rows, 0 where ``counted`` is False; ``row`` is its fast form."""
 
     def value(s: Tensor, t: Tensor, counted: Tensor) -> tuple[Tensor, Kept]:
-        at = t.unsqueeze(-1)
-        p = torch.log_softmax(s, -1)
-        log_p = p.gather(-1, at).squeeze(-1)
-        e = p.exp_().scatter_(-1, at, 0).sum(-1)
-        loss, slope = row(e, torch.where(e < 0.5, -torch.log1p(-e), -log_p), log_p.exp())
+        p, p_t, e, ce = softmax_terms(s, t.unsqueeze(-1))
+        e = e.squeeze(-1)
+        loss, slope = row(e, ce.squeeze(-1), p_t.squeeze(-1))
         return loss.masked_fill_(~counted, 0), (p, slope.masked_fill_(~counted, 0), slope * e, t, counted)
 
+    if s.shape[-1] == 1:  # no other class
+        return formula(s, t, counted)
     return fused(formula, value, _slope, s, t, counted)
+
+
+def softmax_terms(s: Tensor, at: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The softmax with 0 at the target; the target's p, 1 - p and -log p, each (..., 1)."""
+    p = torch.softmax(s, -1)
+    p_t = p.gather(-1, at)
+    # the top class has p = 1 / sum_i e^(s_i - top)
+    log_p = s.gather(-1, at).sub_(s.amax(-1, keepdim=True)).add_(p.amax(-1, keepdim=True).log_())
+    e = p.scatter_(-1, at, 0).sum(-1, keepdim=True)
+    return p, p_t, e, torch.where(e < 0.5, torch.log1p(-e), log_p).neg_()
 
 
 def _slope(g: Tensor, kept: Kept, spare: bool) -> Tensor:
