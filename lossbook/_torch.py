@@ -45,6 +45,11 @@ def compiling() -> bool:
     return torch.compiler.is_compiling()
 
 
+def transformed() -> bool:
+    """Whether a ``torch.func`` transform runs the code, in a compiled graph too."""
+    return bool(_transforms_active())
+
+
 def plain(*tensors: Tensor | None) -> bool:
     """Whether these are ordinary tensors run one operator at a time; None does not count.
 

@@ -34,7 +34,7 @@ from lossbook._checks import (
 )
 from lossbook._common import LossModule, finite, one_hot, reduce_loss, rest_margin, rest_margins, softplus
 from lossbook._fast.emo import emo_fast, linear_emo
-from lossbook._torch import compiling, full_precision, plain
+from lossbook._torch import compiling, full_precision, plain, transformed
 
 __all__ = [
     "EmoCeLoss",
@@ -460,7 +460,7 @@ def _linear_loss(
         size = -(-len(h) // max(-(-len(h) // chunk_size), 1))  # equal to one row
         chunks = [slice(i, i + size) for i in range(0, len(h), size or 1)] or [slice(0, 0)]
         loss = torch.cat([_again(h[i], weight, bias, t[i], rows[i], e, *options) for i in chunks])
-    elif soft or not (eager or compiling()):
+    elif soft or not (eager or (compiling() and not transformed())):
         loss = linear_rows(h, weight, bias, t, rows, e, *options)
     else:
         loss = linear_emo(h, weight, bias, t, rows, e, reduction == "none", *options)
