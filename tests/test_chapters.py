@@ -200,10 +200,10 @@ def test_nbval_fails_when_a_sign_in_the_loss_is_flipped(chapter, tmp_path):
 FLIPS: dict[str, tuple[str, str]] = {
     "multilabel_softmax": ("log_neg.add_(log_pos)", "log_neg.sub_(log_pos)"),
     "accuracy": ("s.gather(0, t) - s", "s - s.gather(0, t)"),
-    "am_softmax": ("lse - scale * psi_t", "lse + scale * psi_t"),
+    "am_softmax": ("return cosine_t - psi.m", "return cosine_t + psi.m"),
     "soft_labels": ("torch.sigmoid(2 * (check_scores", "torch.sigmoid(-2 * (check_scores"),
     "emo": ("return (p * c).sum(-1)", "return -(p * c).sum(-1)"),
-    "focal": ("weighted(-q.pow(g) * minus_bce, t)", "weighted(q.pow(g) * minus_bce, t)"),
+    "focal": ("math.log((1 - m) / m)", "math.log(m / (1 - m))"),
 }
 
 
