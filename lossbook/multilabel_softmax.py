@@ -4,51 +4,33 @@ r"""Softmax cross-entropy for several labels at once.
 one softmax on each side, so that it needs no class weights. :func:`sparse_multilabel_softmax_loss` takes the positive
 labels as indices, for very many labels. :func:`multilabel_predict` reads the answer off the scores.
 :func:`multilabel_pairwise_loss` and :func:`subset_softmax_loss` are the two roads that lead there. A module of the same
-name wraps each.
-
-Plain torch::
-
-    loss = multilabel_softmax_loss(model(images), labels)
-    loss.backward()
-    optimizer.step()
-
-Lightning::
-
-    def training_step(self, batch, batch_idx):
-        images, labels = batch
-        return multilabel_softmax_loss(self(images), labels)
-
-Hugging Face ``Trainer``::
-
-    def compute_loss(outputs, labels, num_items_in_batch=None):
-        return multilabel_softmax_loss(outputs.logits, labels)
-    trainer = Trainer(..., compute_loss_func=compute_loss)
+name wraps each. How to train with them stands on the page Recipes.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.autograd import Function
+from torch import Tensor
 from torch.nn import functional as F
 
-from lossbook._common import (
+from lossbook._checks import (
     check_ignore_index,
-    check_index_target,
+    check_index,
+    check_integer,
     check_labels,
     check_mask,
     check_number,
     check_reduction,
     check_scores,
+    classes_last,
     describe,
-    eager,
-    reduce_loss,
-    values_readable,
 )
+from lossbook._common import ABSENT, LossModule, finite, reduce_loss, softplus
+from lossbook._fast.multilabel_softmax import exchanged_sets, indexed_sums, two_sums
+from lossbook._torch import readable
 
 __all__ = [
     "MultilabelPairwiseLoss",
@@ -63,23 +45,15 @@ __all__ = [
     "subset_softmax_loss",
 ]
 
-# A label that does not take part has this score: so low that e^-1e30 is 0 beside any other. It is finite, because
-# -inf - -inf would be NaN where no label takes part at all.
-_ABSENT = -1e30
-# Infinite scores count as this, so that every real score stays above an absent one.
-_FAR = 1e29
-_LOG2_E = math.log2(math.e)
-# Up to so many scores, splitting the work costs more than it saves; and so many are worked on at once, to stay in a
-# core's cache. An accelerator wants larger numbers.
-_CPU_SIZES, _DEVICE_SIZES = (2**15, 2**18), (2**22, 2**24)
-# Of so few scores the memory does not matter.
-_TINY = 2**12
-# Above it log(1 + e^x) is x to the last digit of float64; torch's own softplus returns x above 20 already.
-_FULL = 40.0
-
 
 def multilabel_softmax_loss(
-    input: Tensor, target: Tensor, *, mask: Tensor | None = None, threshold: float = 0.0, reduction: str = "mean"
+    input: Tensor,
+    target: Tensor,
+    *,
+    mask: Tensor | None = None,
+    threshold: float = 0.0,
+    dim: int = -1,
+    reduction: str = "mean",
 ) -> Tensor:
     r"""Softmax cross-entropy for any number of positive labels per row.
 
@@ -94,26 +68,25 @@ def multilabel_softmax_loss(
 
         L = \log\Bigl(e^{s_0} + \sum_i (1 - t_i)\, e^{s_i}\Bigr) + \log\Bigl(e^{-s_0} + \sum_i t_i\, e^{-s_i}\Bigr)
 
-    At :math:`t_i = 0` and :math:`t_i = 1` the two are equal, whatever the score. Shifting the scores and the threshold
-    together changes nothing. Infinite scores count as 1e29 in size; their gradient is that of a finite score.
-
-    Shapes: ``input`` and ``target`` (..., C), ``mask`` broadcastable to them; the loss (...), or () once reduced.
+    At :math:`t_i = 0` and :math:`t_i = 1` the two are equal, whatever the score. Infinite scores count as 1e30 in size;
+    their gradient is that of a finite score.
 
     Args:
-        input: Scores :math:`s` (logits), never probabilities. float16 and bfloat16 are computed in float32.
-        target: Hard labels of a boolean or integer dtype (0 or 1), or soft labels of a float dtype. It takes no
-            gradient.
-        mask: Boolean; False removes a label as if its column were deleted, whatever its score and its target.
+        input: Scores :math:`s` (logits), never probabilities, (..., C). float16 and bfloat16 are computed in float32.
+        target: Hard labels of a boolean or integer dtype (0 or 1), or soft labels of a float dtype, in the shape of
+            ``input``. What rounding left outside [0, 1] by at most 1e-4 is clamped. It takes no gradient.
+        mask: Boolean, broadcastable to ``input``; False removes a label as if its column were deleted, whatever its
+            score and its target. A row without labels has loss 0 and does not count in the mean.
         threshold: The score :math:`s_0` that positives should exceed and negatives should not.
+        dim: The dimension of the labels: 1 for a picture (N, C, H, W), whose pixels are the rows.
         reduction: ``"mean"`` over the rows, ``"sum"`` or ``"none"``.
 
     Returns:
-        The loss, in float32 or in the float64 of ``input``. It is never negative.
+        The loss, never negative, in float32 or in the float64 of ``input``; () or, unreduced, the shape of the rows.
 
     Raises:
-        TypeError: ``input`` is not real-valued, ``target`` is no tensor of a real dtype, ``mask`` is not boolean, or
-            ``threshold`` is not a number.
-        ValueError: The shapes do not fit, ``target`` asks for a gradient, a label lies outside [0, 1] (looked at on
+        TypeError: An argument is of the wrong kind or dtype.
+        ValueError: The shapes do not fit, ``target`` requires a gradient, a label lies outside [0, 1] (looked at on
             the CPU only, elsewhere it would stall the device), or an option has no such value.
 
     Example:
@@ -128,27 +101,54 @@ def multilabel_softmax_loss(
     Equation :eq:`mls-loss` of the chapter, for soft labels :eq:`mls-soft`, which chapter 2 derives as :eq:`soft-loss`.
     Source: Su Jianlin, scientific spaces 7359 (2020) and 9064 (2022); the paper is ZLPR, arXiv 2208.02955.
     """
-    s = check_scores(input)
-    check_mask(mask, input.shape)
-    check_labels(target, input.shape, mask=mask)
+    s = check_scores(input, dim=dim)
+    m = check_mask(mask, input.shape, dim)
+    t = check_labels(target, input.shape, mask=mask, dim=dim)
     s_0 = check_number("threshold", threshold)
     check_reduction(reduction)
-    if target.requires_grad:
-        raise ValueError("target must not ask for a gradient, pass target.detach()")
+    t = t.to(s.dtype) if t.is_floating_point() else t.bool()
 
-    if target.is_floating_point():
-        t = target.to(s.dtype)
-    elif target.dtype == torch.bool:
-        t = target
-    else:
-        t = target != 0
-    if s.numel() == 0:
-        loss = s.sum(-1)  # no label: log 1 + log 1
-    elif eager(s, t, *_given(mask)):
-        loss = _Dense.apply(_followed(s), t, mask, s_0)  # type: ignore[no-untyped-call]
-    else:
-        loss = _two_sides(s, t, mask, s_0)
-    return reduce_loss(loss, reduction)
+    def formula(s: Tensor, t: Tensor, mask: Tensor | None) -> Tensor:
+        return two_sides(s, t, mask, s_0)
+
+    def row(neg: Tensor, pos: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # from sums of e^(s - s0) and of e^(s0 - s)
+        return torch.log1p(neg) + torch.log1p(pos), 1 / (1 + neg), 1 / (1 + pos)
+
+    loss = two_sums(formula, row, s, t, m, s_0, 1.0)
+    return reduce_loss(loss, reduction, counted_rows(m))
+
+
+def two_sides(s: Tensor, t: Tensor, mask: Tensor | None, s_0: float) -> Tensor:
+    """log(e^s0 + sum_i (1 - t_i) e^s_i) + log(e^-s0 + sum_i t_i e^-s_i); hard labels are t_i = 0 and 1."""
+    s, neg, pos = only(mask, s, ~t if t.dtype == torch.bool else 1 - t, t)
+    s = finite(s)
+    return softplus(log_sum(s, neg) - s_0) + softplus(log_sum(-s, pos) + s_0)
+
+
+def log_sum(x: Tensor, w: Tensor) -> Tensor:
+    r""":math:`\log \sum_i w_i e^{x_i}`, and -1e32 where all weights are 0.
+
+    A term larger than all others together is taken out, and they are summed beside it: no derivative of any order is
+    then a difference of numbers near 1.
+    """
+    w = w.to(x.dtype)
+    x = torch.where(w >= torch.finfo(x.dtype).tiny, x, ABSENT)  # no 0 * inf
+    top = x.detach().amax(-1, keepdim=True)
+    leads = (x.detach() + w.log()).softmax(-1) > 0.5
+    out = x.masked_fill(~leads, 0).sum(-1, keepdim=True)
+    out = torch.where(leads.any(-1, keepdim=True), out, top)
+    total = (w * torch.exp((x - out).masked_fill(leads, 0))).sum(-1)
+    return total.masked_fill(total == 0, 1).log() + out.squeeze(-1)
+
+
+def only(mask: Tensor | None, *tensors: Tensor) -> list[Tensor]:
+    """The tensors with 0 for labels that do not take part."""
+    return [x if mask is None else x.masked_fill(~mask, 0) for x in tensors]
+
+
+def counted_rows(mask: Tensor | None) -> Tensor | None:
+    """Which rows have a label."""
+    return None if mask is None else mask.any(-1)
 
 
 def sparse_multilabel_softmax_loss(
@@ -158,6 +158,7 @@ def sparse_multilabel_softmax_loss(
     mask: Tensor | None = None,
     threshold: float = 0.0,
     ignore_index: int = -100,
+    dim: int = -1,
     reduction: str = "mean",
 ) -> Tensor:
     r"""The multi-label softmax loss with the positive labels given as indices.
@@ -167,26 +168,22 @@ def sparse_multilabel_softmax_loss(
         L = \log\Bigl(e^{s_0} + \sum_{i \notin P} e^{s_i}\Bigr) + \log\Bigl(e^{-s_0} + \sum_{j \in P} e^{-s_j}\Bigr)
 
     Here :math:`P` holds the indices of a row. The sum over the negatives leaves the positives out. It does not subtract
-    them from a sum over all labels, so nothing cancels once the positives dominate, and the loss is never negative. It
-    costs about one pass over the scores.
-
-    Shapes: ``input`` (..., C), ``index`` (..., k), ``mask`` broadcastable to ``input``; the loss (...), or () once
-    reduced.
+    them from a sum over all labels, so nothing cancels once the positives dominate.
 
     Args:
-        input: Scores :math:`s` (logits), never probabilities. float16 and bfloat16 are computed in float32.
-        index: The positive labels of each row, of an integer dtype. A repeated label counts once.
-        mask: Boolean; False removes a label as if its column were deleted, whatever its score, also a positive one.
+        input: Scores :math:`s`, as in :func:`multilabel_softmax_loss`, (..., C).
+        index: The positive labels of each row, (..., k), of an integer dtype. A repeated label counts once.
+        mask: Boolean, broadcastable to ``input``, as in :func:`multilabel_softmax_loss`; it also removes positives.
         threshold: The score :math:`s_0` that positives should exceed and negatives should not.
         ignore_index: The value that pads the rows of ``index``. A row of nothing else has no positive label; it counts.
+        dim: The dimension of ``input`` with the labels, and of ``index`` with the positives.
         reduction: ``"mean"`` over the rows, ``"sum"`` or ``"none"``.
 
     Returns:
-        The loss, in float32 or in the float64 of ``input``: that of :func:`multilabel_softmax_loss`, to rounding.
+        The loss of :func:`multilabel_softmax_loss`, to rounding.
 
     Raises:
-        TypeError: ``input`` is not real-valued, ``index`` is not of an integer dtype, ``mask`` is not boolean, or an
-            option is not a number.
+        TypeError: An argument is of the wrong kind or dtype.
         ValueError: The shapes do not fit, an index lies outside [0, C) (looked at on the CPU only, elsewhere it would
             stall the device), or an option has no such value.
 
@@ -199,19 +196,33 @@ def sparse_multilabel_softmax_loss(
     Equation :eq:`mls-sparse` of the chapter, the value of :eq:`mls-loss`. Source: Su Jianlin, scientific spaces 8888
     (2022), whose form subtracts; the paper is ZLPR, arXiv 2208.02955.
     """
-    s = check_scores(input)
-    P = _check_index(index, input.shape, ignore_index)
-    check_mask(mask, input.shape)
+    s = check_scores(input, dim=dim)
+    positives, given = check_positives(index, s, ignore_index, dim)
+    m = check_mask(mask, input.shape, dim)
     s_0 = check_number("threshold", threshold)
     check_reduction(reduction)
 
-    if s.numel() == 0:
-        loss = s.sum(-1)  # no label: log 1 + log 1
-    elif eager(s, P, *_given(mask)):
-        loss = _Sparse.apply(_followed(s), P, mask, s_0)  # type: ignore[no-untyped-call]
-    else:
-        loss = _two_sides_of_indices(s, P, mask, s_0)
-    return reduce_loss(loss, reduction)
+    def formula(s: Tensor, index: Tensor, given: Tensor, mask: Tensor | None) -> Tensor:
+        # padding marks one label past the last, which is then cut off
+        none = torch.zeros_like(F.pad(s, (0, 1)), dtype=torch.bool)
+        t = none.scatter(-1, index.masked_fill(~given, s.shape[-1]), True)[..., :-1]
+        return two_sides(s, t, mask, s_0)
+
+    loss = indexed_sums(formula, s, positives, given, m, s_0)
+    return reduce_loss(loss, reduction, counted_rows(m))
+
+
+def check_positives(index: Tensor, s: Tensor, ignore_index: int, dim: int) -> tuple[Tensor, Tensor]:
+    """Indices as int64 with the positives last, at least one a row, and which of them are no padding."""
+    if isinstance(index, Tensor) and index.dim() == s.dim():
+        index = classes_last(index, dim, "index")
+    if isinstance(index, Tensor) and index.shape[:-1] != s.shape[:-1]:
+        wanted = ", ".join([*map(str, s.shape[:-1]), "k"])
+        raise ValueError(
+            f"index must have the shape ({wanted}), the rows of input (labels last, or pass dim), got {describe(index)}"
+        )
+    index, given = check_index(index, getattr(index, "shape", ()), s.shape[-1], ignore_index, name="index")
+    return (index, given) if index.shape[-1] else (F.pad(index, (0, 1)), F.pad(given, (0, 1)))
 
 
 def multilabel_pairwise_loss(
@@ -221,6 +232,7 @@ def multilabel_pairwise_loss(
     scale: float = 1.0,
     margin: float = 0.0,
     mask: Tensor | None = None,
+    dim: int = -1,
     reduction: str = "mean",
 ) -> Tensor:
     r"""Every positive label above every negative one, with no threshold.
@@ -231,24 +243,22 @@ def multilabel_pairwise_loss(
 
     The double sum is a product of two sums, so it costs two log-sum-exps and not one term per pair.
 
-    Shapes: ``input`` and ``target`` (..., C), ``mask`` broadcastable to them; the loss (...), or () once reduced.
-
     Args:
-        input: Scores :math:`s`. float16 and bfloat16 are computed in float32.
-        target: Labels, 0 or 1 in any real dtype.
+        input: Scores :math:`s`, (..., C). float16 and bfloat16 are computed in float32.
+        target: Labels, 0 or 1 in any real dtype, in the shape of ``input``.
         scale: :math:`\gamma > 0`, multiplies the scores and the margin.
         margin: :math:`m`, by how much a positive should exceed a negative, in units of the scores.
-        mask: Boolean; False removes a label as if its column were deleted, whatever its score and its target.
+        mask: Boolean, broadcastable to ``input``, as in :func:`multilabel_softmax_loss`.
+        dim: The dimension of the labels.
         reduction: ``"mean"`` over the rows, ``"sum"`` or ``"none"``.
 
     Returns:
         The loss, in float32 or in the float64 of ``input``: 0 for a row without a positive or without a negative.
 
     Raises:
-        TypeError: ``input`` is not real-valued, ``target`` is no tensor of a real dtype, ``mask`` is not boolean, or an
-            option is not a number.
-        ValueError: The shapes do not fit, a label is neither 0 nor 1 (looked at on the CPU only, elsewhere it would
-            stall the device), or an option has no such value.
+        TypeError: An argument is of the wrong kind or dtype.
+        ValueError: The shapes do not fit, ``target`` requires a gradient, a label is neither 0 nor 1 (looked at on the
+            CPU only, elsewhere it would stall the device), or an option has no such value.
 
     Example:
         >>> s = torch.tensor([[2.0, -1.0, 0.5], [-3.0, 1.0, -2.0]])
@@ -259,25 +269,33 @@ def multilabel_pairwise_loss(
     Equation :eq:`mls-pairwise` of the chapter. Source: Su Jianlin, scientific spaces 7359 (2020); equation (1) of the
     Circle Loss paper, arXiv 2002.10857.
     """
-    s = check_scores(input)
-    check_mask(mask, input.shape)
-    check_labels(target, input.shape, hard=True, mask=mask)
+    s = check_scores(input, dim=dim)
+    m = check_mask(mask, input.shape, dim)
+    t = check_labels(target, input.shape, hard=True, mask=mask, dim=dim) == 1
     gamma = check_number("scale", scale, low=0, open_low=True)
-    m = check_number("margin", margin)
+    apart = gamma * check_number("margin", margin)
     check_reduction(reduction)
 
-    if s.numel() == 0:
-        return reduce_loss(s.sum(-1), reduction)
-    pos = target == 1
-    neg = ~pos
-    if mask is not None:
-        s, pos, neg = torch.where(mask, s, 0), pos & mask, neg & mask
-    s = s.clamp(-_FAR, _FAR)
-    # only differences count, so measure from the lowest positive: then large scores do not cancel
-    s = s - _lowest(s, pos, 0.0)
-    log_neg = torch.logsumexp(torch.where(neg, gamma * (s + m), _ABSENT), -1)  # log sum_i e^(gamma (s_i + m))
-    log_pos = torch.logsumexp(torch.where(pos, -gamma * s, _ABSENT), -1)  # log sum_j e^(-gamma s_j)
-    return reduce_loss(_softplus(log_neg + log_pos), reduction)
+    def formula(s: Tensor, t: Tensor, mask: Tensor | None) -> Tensor:
+        s, neg, pos = only(mask, s, ~t, t)
+        s = finite(s)
+        s = gamma * (s - lowest(s, pos, 0.0))
+        return softplus(log_sum(s, neg) + log_sum(-s, pos) + apart)
+
+    def row(neg: Tensor, pos: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        z = math.exp(apart) * neg * pos
+        slope = gamma * math.exp(apart) / (1 + z)
+        return torch.log1p(z), slope * pos, slope * neg
+
+    # where e^(gamma m) overflows, so does the loss, which then comes from the formula
+    loss = two_sums(formula, row, s, t, m, 0.0, gamma) if abs(apart) < 80 else formula(s, t, m)
+    return reduce_loss(loss, reduction, counted_rows(m))
+
+
+def lowest(s: Tensor, pos: Tensor, default: float) -> Tensor:
+    """The lowest positive score of each row, (..., 1), or ``default``: measured from it, large scores do not cancel."""
+    least = torch.where(pos, s.detach(), math.inf).amin(-1, keepdim=True)
+    return torch.where(pos.any(-1, keepdim=True), least, default)
 
 
 def subset_softmax_loss(
@@ -286,6 +304,8 @@ def subset_softmax_loss(
     *,
     max_positives: int | None = None,
     threshold: float = 0.0,
+    mask: Tensor | None = None,
+    dim: int = -1,
     reduction: str = "mean",
 ) -> Tensor:
     r"""Softmax over all sets of k labels, k being the row's number of positives.
@@ -304,29 +324,30 @@ def subset_softmax_loss(
         \qquad \bar Z_K = Z_K + e^{s_0} \bar Z_{K-1}, \quad \bar Z_0 = Z_0 = 1
 
     Every set is reached from the right one by taking positives away and adding negatives. The sums over what is taken
-    and what is added are elementary symmetric polynomials. They are computed apart and in log space, by a tree of
-    products. Nothing is subtracted, so the loss is never negative and stays exact for large scores.
+    and what is added are elementary symmetric polynomials, computed apart. Nothing is subtracted, so the loss is never
+    negative and stays exact for large scores.
 
     Time and memory per row grow as C D, and as :math:`D^2` with ``max_positives``. D is the largest number of labels
     exchanged: K, or without it the largest min(k, C - k) of the rows. Where the targets cannot be read without waiting
     (an accelerator, ``torch.compile``, ``torch.func``), D is C // 2 unless ``max_positives`` is given.
 
-    Shapes: ``input`` and ``target`` (..., C); the loss (...), or () once reduced.
-
     Args:
-        input: Scores :math:`s`. float16 and bfloat16 are computed in float32.
-        target: Labels, 0 or 1 in any real dtype. Rows may have different numbers of positives.
+        input: Scores :math:`s`, (..., C). float16 and bfloat16 are computed in float32.
+        target: Labels, 0 or 1 in any real dtype, in the shape of ``input``. Rows may differ in their number.
         max_positives: :math:`K \ge 1`, the most positives that a row may have; None for the form of known k.
         threshold: The score :math:`s_0` of the threshold class; without ``max_positives`` it plays no part.
+        mask: Boolean, broadcastable to ``input``, as in :func:`multilabel_softmax_loss`.
+        dim: The dimension of the labels.
         reduction: ``"mean"`` over the rows, ``"sum"`` or ``"none"``.
 
     Returns:
         The loss, in float32 or in the float64 of ``input``: 0 for k = 0 and k = C without ``max_positives``.
 
     Raises:
-        TypeError: ``input`` is not real-valued, ``target`` is no tensor of a real dtype, or an option is not a number.
-        ValueError: The shapes do not fit, a label is neither 0 nor 1 or a row has more than ``max_positives`` positives
-            (both looked at on the CPU only, elsewhere it would stall the device), or an option has no such value.
+        TypeError: An argument is of the wrong kind or dtype.
+        ValueError: The shapes do not fit, ``target`` requires a gradient, a label is neither 0 nor 1 or a row has more
+            than ``max_positives`` positives (both looked at on the CPU only, elsewhere it would stall the device), or
+            an option has no such value.
 
     Example:
         >>> s = torch.tensor([[2.0, -1.0, 0.5], [-3.0, 1.0, -2.0]])
@@ -339,60 +360,81 @@ def subset_softmax_loss(
     Equations :eq:`mls-subset` and, with ``max_positives``, :eq:`mls-subset-padded` of the chapter. Source: Su Jianlin,
     scientific spaces 7359 (2020).
     """
-    s = check_scores(input)
-    check_labels(target, input.shape, hard=True)
-    K = _check_count("max_positives", max_positives)
+    s = check_scores(input, dim=dim)
+    m = check_mask(mask, input.shape, dim)
+    t = check_labels(target, input.shape, hard=True, mask=mask, dim=dim) == 1
+    K = None if max_positives is None else check_integer("max_positives", max_positives, low=1)
     s_0 = check_number("threshold", threshold)
     check_reduction(reduction)
-    pos = target == 1
+    neg, pos = only(m, ~t, t)
     k = pos.sum(-1)
-    C = s.shape[-1]
-    if s.numel() == 0:
-        return reduce_loss(s.sum(-1), reduction)
-    if K is not None and values_readable(k) and bool((k > K).any()):
+    seen = readable(k) and k.numel() > 0
+    if K is not None and seen and bool((k > K).any()):
         raise ValueError(f"target must have at most max_positives={K} positives in a row, got {int(k.max())}")
+    exchanged = torch.minimum(k, neg.sum(-1)).max() if K is None and seen else s.shape[-1] // 2 if K is None else K
+    D = max(1, min(int(exchanged), s.shape[-1]))
 
-    if K is not None:
-        D = K
-    elif values_readable(k):
-        D = int(torch.minimum(k, C - k).max())
-    else:
-        D = C // 2
-    D = max(1, min(D, C))  # the products below want a degree
-    s = s.clamp(-_FAR, _FAR)
-    c = _lowest(s, pos, s_0)  # scores are measured from the lowest positive: then large scores do not cancel
-    taken = _log_elementary(torch.where(pos, c - s, _ABSENT), D)  # log e_a(e^-s_j) over the positives, a = 0..D
-    added = _log_elementary(torch.where(pos, _ABSENT, s - c), D)  # log e_b(e^s_i) over the negatives, b = 0..D
-    if K is None:
-        sets = (taken + added)[..., 1:]  # as many added as taken
-    else:
-        a = torch.arange(D + 1, device=s.device).unsqueeze(-1)
-        b = a.squeeze(-1)
-        sets = taken.unsqueeze(-1) + added.unsqueeze(-2) + (b - a) * (c - s_0).unsqueeze(-1)
-        others = (b - a <= (K - k)[..., None, None]) & (a + b > 0)  # at most K members, and not the right set
-        sets = torch.where(others, sets, _ABSENT).flatten(-2)
-    return reduce_loss(_softplus(torch.logsumexp(sets, -1)), reduction)
+    def formula(s: Tensor, neg: Tensor, pos: Tensor) -> Tensor:
+        s = finite(torch.where(neg | pos, s, 0))
+        c = lowest(s, pos, s_0)
+        taken = log_elementary(torch.where(pos, c - s, ABSENT), D)  # log e_a(e^-s_j), a = 0..D
+        added = log_elementary(torch.where(neg, s - c, ABSENT), D)  # log e_b(e^s_i), b = 0..D
+        if K is None:
+            sets = (taken + added)[..., 1:]  # as many added as taken
+        else:
+            b = torch.ones_like(added).cumsum(-1) - 1
+            more = b.unsqueeze(-2) - b.unsqueeze(-1)  # b - a
+            sets = taken.unsqueeze(-1) + added.unsqueeze(-2) + more * (c - s_0).unsqueeze(-1)
+            sets = torch.where(more <= (K - k)[..., None, None], sets, ABSENT)  # at most K members
+            sets = sets.flatten(-2)[..., 1:]  # a = b = 0 is the right set
+        return softplus(log_sum(sets, ~(sets <= ABSENT / 2)))
+
+    loss = exchanged_sets(formula, s, neg, pos, D, None if K is None else (K - k, s_0))
+    return reduce_loss(loss, reduction, counted_rows(m))
 
 
-def multilabel_predict(input: Tensor, *, threshold: float = 0.0) -> Tensor:
+def log_elementary(x: Tensor, degree: int) -> Tensor:
+    r"""Logarithms of the elementary symmetric polynomials :math:`e_0, \dots, e_D` of :math:`e^{x_i}`: (..., D + 1).
+
+    They are the coefficients of :math:`\prod_i (1 + e^{x_i} z)`. The factors are multiplied in pairs, and so on.
+    """
+    n = x.shape[-1]
+    x = F.pad(x, (0, (1 << max(n - 1, 1).bit_length()) - n), value=ABSENT)  # a power of 2, and at least 2
+    product = torch.stack((torch.zeros_like(x), x), -1)
+    while product.shape[-2] > 1:
+        product = log_multiply(product[..., 0::2, :], product[..., 1::2, :], degree)
+    product = product.squeeze(-2)
+    return F.pad(product, (0, degree + 1 - product.shape[-1]), value=ABSENT)
+
+
+def log_multiply(f: Tensor, g: Tensor, degree: int) -> Tensor:
+    """The product of two polynomials of equal degree, all in logarithms, up to ``degree``."""
+    n = f.shape[-1]
+    terms = f.unsqueeze(-1) + g.unsqueeze(-2)  # f_i g_j, (n, n)
+    # row i moves i places to the right, so that terms of equal i + j stand in one column
+    skewed = F.pad(terms, (0, n), value=ABSENT).flatten(-2)[..., :-n]
+    columns = skewed.reshape(*terms.shape[:-1], 2 * n - 1)[..., : degree + 1].transpose(-1, -2)
+    return log_sum(columns, ~(columns <= ABSENT / 2))
+
+
+def multilabel_predict(input: Tensor, *, mask: Tensor | None = None, threshold: float = 0.0) -> Tensor:
     r"""Which labels are positive.
 
     .. math::
 
         P = \{\, i : s_i > s_0 \,\}
 
-    Shapes: ``input`` of any shape; the answer has the same.
-
     Args:
-        input: Scores :math:`s`, never probabilities.
+        input: Scores :math:`s` of any shape, never probabilities.
+        mask: Boolean, broadcastable to ``input``; where it is False no label is positive.
         threshold: :math:`s_0`, the one that the loss was given.
 
     Returns:
-        A boolean tensor. NaN is above nothing.
+        A boolean tensor in the shape of ``input``. NaN is above nothing.
 
     Raises:
-        TypeError: ``input`` is not real-valued or ``threshold`` is not a number.
-        ValueError: ``threshold`` is not finite.
+        TypeError: An argument is of the wrong kind or dtype.
+        ValueError: ``mask`` does not fit or ``threshold`` is not finite.
 
     Example:
         >>> multilabel_predict(torch.tensor([2.0, -1.0, 0.5, 0.0]))
@@ -400,358 +442,77 @@ def multilabel_predict(input: Tensor, *, threshold: float = 0.0) -> Tensor:
 
     Equation :eq:`mls-predict` of the chapter. Source: Su Jianlin, scientific spaces 7359 (2020).
     """
-    return check_scores(input, rows=False) > check_number("threshold", threshold)
-
-
-# ------------------------------------------------------------------------------------------------ the loss, two ways
-
-
-def _two_sides(s: Tensor, t: Tensor, mask: Tensor | None, s_0: float) -> Tensor:
-    """The loss of rows as its formula says, in operators that every transform of torch can follow."""
-    if mask is not None:
-        s, t = torch.where(mask, s, 0), t.masked_fill(~mask, 0)
-    near = s.detach().clamp(-_FAR, _FAR)
-    s = s.clone()
-    s.detach().copy_(near)  # now finite, with the gradient of the copy: a wrong infinite score gets its push
-    # a label of 0 or 1 is absent from one side, whatever its score: there is no 0 * inf
-    neg, pos = torch.where(t < 1, s, _ABSENT), torch.where(t > 0, -s, _ABSENT)
-    if mask is not None:
-        neg = torch.where(mask, neg, _ABSENT)
-    hard = t.dtype == torch.bool
-    log_neg = _log_sum(neg, None if hard else 1 - t)
-    log_pos = _log_sum(pos, None if hard else t)
-    return _softplus(log_neg - s_0) + _softplus(log_pos + s_0)
-
-
-def _log_sum(x: Tensor, w: Tensor | None) -> Tensor:
-    r""":math:`\log \sum_i w_i e^{x_i}`, from the largest :math:`x_i`: so its derivative keeps its digits."""
-    m = x.detach().amax(-1, keepdim=True)
-    x = x - m if w is None else x - m + torch.log(w).clamp(min=_ABSENT)
-    return torch.logsumexp(x, -1) + m.squeeze(-1)
-
-
-def _two_sides_of_indices(s: Tensor, index: Tensor, mask: Tensor | None, s_0: float) -> Tensor:
-    """The same for positives given as indices; C, one past the last, stands for none."""
-    t = torch.zeros_like(F.pad(s, (0, 1)), dtype=torch.bool).scatter(-1, index, True)
-    return _two_sides(s, t[..., :-1], mask, s_0)
-
-
-class _Rows(Function):
-    """A loss of rows that keeps the gradient of each row, computed along with its value, for the backward pass."""
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        (grad_output,) = grad_outputs
-        s, t, mask, gradient = ctx.saved_tensors
-        if torch.is_grad_enabled():  # a second derivative may follow, so let autograd see the formula
-            s = s.view_as(s)  # another name for the scores: hooks on the first one run only once
-            loss = ctx.formula(s, t, mask, ctx.threshold)
-            (grad,) = torch.autograd.grad(loss, s, grad_output, create_graph=True)
-        else:
-            grad = grad_output.unsqueeze(-1) * gradient
-        return grad, None, None, None
-
-
-class _Dense(_Rows):
-    """:func:`_two_sides` in few passes, a block of rows at a time."""
-
-    @staticmethod
-    def forward(ctx: Any, s: Tensor, t: Tensor, mask: Tensor | None, s_0: float) -> Tensor:
-        C = s.shape[-1]
-        rows = s.numel() // C
-        flat: list[Any] = [None if x is None else x.expand(s.shape).reshape(rows, C) for x in (s, t, mask)]
-        size = _rows_at_once(rows, C, s.device)
-        if size == rows:
-            loss, gradient = _dense_block(s_0, *flat)
-        else:
-            loss, gradient = s.new_empty(rows), s.new_empty(rows if ctx.needs_input_grad[0] else 0, C)
-            for i in range(0, rows, size):
-                block: list[Any] = [None if x is None else x[i : i + size] for x in flat]
-                out = gradient[i : i + size]
-                loss[i : i + size], _ = _dense_block(s_0, *block, out=out if len(out) else None)
-        ctx.save_for_backward(s, t, mask, gradient.view(s.shape) if ctx.needs_input_grad[0] else None)
-        ctx.formula, ctx.threshold = _two_sides, s_0
-        return loss.view(s.shape[:-1])
-
-
-def _dense_block(
-    s_0: float, s: Tensor, t: Tensor, mask: Tensor | None, *, out: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """The losses (R,) of some rows and their gradients (R, C), written to ``out`` where it is given."""
-    if mask is not None:
-        s, t = torch.where(mask, s, 0), t.masked_fill(~mask, 0)
-    # Labels leave a side by arithmetic: torch.where and masked_fill take several times as long on a CPU, and so does
-    # turning booleans into numbers unless they are read as bytes.
-    hard = t.dtype == torch.bool
-    marks = t.view(torch.uint8) if hard else t
-    # In one buffer one operator serves both sides. But what is kept until the backward pass needs a buffer of its own.
-    neg, pos = sides = s.new_empty(2, *s.shape) if out is not None else (s.new_empty(s.shape), s.new_empty(s.shape))
-    torch.clamp(s, -_FAR, _FAR, out=neg)
-    _ = pos.copy_(marks) if hard else torch.ceil(marks, out=pos)  # 0 for a label that is no positive at all
-    pos.sub_(1).mul_(-_ABSENT).sub_(neg)
-    flat_neg, flat_marks = neg.view(-1), marks.reshape(-1)
-    pieces = _pieces(s)
-    for piece in pieces:
-        mark = flat_marks[piece]
-        flat_neg[piece].add_(mark if hard else mark.floor(), alpha=_ABSENT)  # 0: a negative, at least in part
-    if mask is not None:
-        neg.masked_fill_(~mask, _ABSENT)
-
-    def by_labels(x: Tensor) -> None:
-        if x is not pos:
-            for piece in pieces:
-                flat_neg[piece].mul_(1 - flat_marks[piece])
-        if x is not neg:
-            pos.mul_(t)
-
-    weigh = None if hard else by_labels
-    if isinstance(sides, Tensor):
-        loss, _ = _side(sides, s.new_tensor([s_0, -s_0]).view(2, 1, 1) if s_0 else None, weigh)
-        return loss.sum(0).squeeze(-1), torch.sub(neg, pos, out=out)
-    log_neg, p = _side(neg, s_0 or None, weigh)
-    log_pos, q = _side(pos, -s_0 or None, weigh)
-    return log_neg.add_(log_pos).squeeze(-1), p.sub_(q)
-
-
-def _pieces(s: Tensor) -> list[slice]:
-    """Parts of the flat scores: torch makes copies of labels as numbers, and a copy of a part takes less memory."""
-    n, (small, _) = s.numel(), _sizes(s.device)
-    step = n if n <= _TINY else min(small, -(-n // 4))
-    return [slice(i, i + step) for i in range(0, n, step)]
-
-
-def _rows_at_once(rows: int, num_classes: int, device: torch.device) -> int:
-    """How many rows to work on at once; of many scores never more than a third, so that the buffers stay small."""
-    small, most = _sizes(device)
-    return rows if rows * num_classes <= small else max(1, min(most // num_classes, (rows + 2) // 3))
-
-
-def _sizes(device: torch.device) -> tuple[int, int]:
-    return _CPU_SIZES if device.type == "cpu" else _DEVICE_SIZES
-
-
-class _Sparse(_Rows):
-    """:func:`_two_sides_of_indices` without a mark for every label."""
-
-    @staticmethod
-    def forward(ctx: Any, s: Tensor, index: Tensor, mask: Tensor | None, s_0: float) -> Tensor:
-        C = s.shape[-1]
-        ordered = index.sort(-1).values  # padding last, repeats side by side
-        given = ordered < C
-        at = ordered.clamp(max=C - 1)
-        first = given.clone()
-        first[..., 1:] &= ordered[..., 1:] != ordered[..., :-1]
-        neg = (s if mask is None else torch.where(mask, s, 0)).clamp(-_FAR, _FAR)
-        if mask is not None:
-            whole = mask.expand(s.shape)
-            neg.masked_fill_(~whole, _ABSENT)
-            first &= whole.gather(-1, at)
-        pos = torch.where(first, -neg.gather(-1, at), _ABSENT)
-        # "amin" with inf leaves a label as it is, so padding may point anywhere
-        neg.scatter_reduce_(-1, at, torch.where(given, _ABSENT, math.inf).to(s.dtype), "amin")
-        log_neg, p = _side(neg, s_0 or None)
-        log_pos, q = _side(pos, -s_0 or None)
-        gradient = p.scatter_reduce_(-1, at, torch.where(first, -q, math.inf), "amin")
-        ctx.save_for_backward(s, index, mask, gradient)
-        ctx.formula, ctx.threshold = _two_sides_of_indices, s_0
-        return log_neg.add_(log_pos).squeeze(-1)
-
-
-def _side(
-    x: Tensor, s_0: Tensor | float | None, weigh: Callable[[Tensor], None] | None = None
-) -> tuple[Tensor, Tensor]:
-    r"""One half of the loss, :math:`\log(1 + \sum_i w_i e^{x_i - s_0})`, and its gradient, written over ``x``.
-
-    ``weigh`` multiplies the exponentials, which it finds in ``x``, by the weights.
-    """
-    m = x.amax(-1, keepdim=True)
-    # 2^(x log2 e): on a CPU torch's exp2 is faster than its exp; x - m has rounded as much already
-    e = x.sub_(m).mul_(_LOG2_E).exp2_()
-    if weigh is not None:
-        weigh(x)
-    z = e.sum(-1, keepdim=True)
-    if weigh is not None:
-        z.clamp_(min=torch.finfo(z.dtype).tiny)  # every weight may be 0: log 0 and 0 / 0
-    log_odds = z.log().add_(m)
-    if s_0 is not None:
-        log_odds.sub_(s_0)
-    e.mul_(log_odds.sigmoid().div_(z))
-    return F.softplus(log_odds, threshold=_FULL), e
-
-
-def _softplus(x: Tensor) -> Tensor:
-    """log(1 + e^x) at full precision: torch's own threshold is 20."""
-    return F.softplus(x, threshold=_FULL)
-
-
-# ---------------------------------------------------------------------------------------------------- other parts
-
-
-def _lowest(s: Tensor, pos: Tensor, default: float) -> Tensor:
-    """The lowest positive score of each row, (..., 1), or ``default`` where there is none; without gradient."""
-    lowest = torch.where(pos, s.detach(), -_ABSENT).amin(-1, keepdim=True)
-    return torch.where(pos.any(-1, keepdim=True), lowest, default)
-
-
-def _log_elementary(x: Tensor, degree: int) -> Tensor:
-    r"""Logarithms of the elementary symmetric polynomials :math:`e_0, \dots, e_D` of :math:`e^{x_i}`: (..., D + 1).
-
-    They are the coefficients of :math:`\prod_i (1 + e^{x_i} z)`. The factors are multiplied in pairs, and so on.
-    """
-    n = x.shape[-1]
-    x = F.pad(x, (0, (1 << max(n - 1, 1).bit_length()) - n), value=_ABSENT)  # a power of 2, and at least 2
-    product = torch.stack((torch.zeros_like(x), x), -1)
-    while product.shape[-2] > 1:
-        product = _log_multiply(product[..., 0::2, :], product[..., 1::2, :], degree)
-    product = product.squeeze(-2)
-    return F.pad(product, (0, degree + 1 - product.shape[-1]), value=_ABSENT)
-
-
-def _log_multiply(f: Tensor, g: Tensor, degree: int) -> Tensor:
-    """The product of two polynomials of equal degree, all in logarithms, up to ``degree``."""
-    n = f.shape[-1]
-    terms = f.unsqueeze(-1) + g.unsqueeze(-2)  # f_i g_j, (n, n)
-    # row i moves i places to the right, so that terms of equal i + j stand in one column
-    skewed = F.pad(terms, (0, n), value=_ABSENT).flatten(-2)[..., :-n]
-    return torch.logsumexp(skewed.reshape(*terms.shape[:-1], 2 * n - 1), -2)[..., : degree + 1]
-
-
-def _followed(s: Tensor) -> Tensor:
-    """The scores; detached where no gradient is recorded, so that none is prepared."""
-    return s if torch.is_grad_enabled() else s.detach()
-
-
-def _given(mask: Tensor | None) -> tuple[Tensor, ...]:
-    return () if mask is None else (mask,)
-
-
-def _check_index(index: Tensor, shape: tuple[int, ...], ignore_index: int) -> Tensor:
-    """The indices as int64 with C in place of padding, at least one per row, or an error that names the argument."""
-    check_ignore_index(ignore_index)
-    *rows, C = shape
-    if isinstance(index, Tensor) and (index.dim() != len(shape) or list(index.shape[:-1]) != rows):
-        wanted = ", ".join([*map(str, rows), "k"])
-        raise ValueError(f"index must have the shape ({wanted}), the rows of input, got {describe(index)}")
-    given = check_index_target(index, getattr(index, "shape", ()), C, ignore_index, name="index")
-    P = index.long().masked_fill(~given, C)
-    return P if P.shape[-1] > 0 else F.pad(P, (0, 1), value=C)
-
-
-def _check_count(name: str, value: int | None) -> int | None:
-    """Raise unless ``value`` is None or an integer of at least 1."""
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an integer or None, got {describe(value)}")
-    if value < 1:
-        raise ValueError(f"{name} must be >= 1, got {value}")
-    return value
+    above = check_scores(input, rows=False) > check_number("threshold", threshold)
+    m = check_mask(mask, input.shape)
+    return above if m is None else above & m
 
 
 # --------------------------------------------------------------------------------------------------------- modules
 
 
-class MultilabelSoftmaxLoss(nn.Module):
+class MultilabelSoftmaxLoss(LossModule):
     """:func:`multilabel_softmax_loss` as a module."""
 
-    def __init__(self, *, threshold: float = 0.0, reduction: str = "mean") -> None:
-        super().__init__()
-        self.threshold = check_number("threshold", threshold)
-        check_reduction(reduction)
-        self.reduction = reduction
+    def __init__(self, *, threshold: float = 0.0, dim: int = -1, reduction: str = "mean") -> None:
+        super().__init__(threshold=check_number("threshold", threshold), **rows_options(dim, reduction))
 
     def forward(self, input: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
         """The loss of ``input`` and ``target``."""
-        return multilabel_softmax_loss(input, target, mask=mask, threshold=self.threshold, reduction=self.reduction)
-
-    def extra_repr(self) -> str:
-        """The options."""
-        return f"threshold={self.threshold:g}, reduction={self.reduction!r}"
+        return multilabel_softmax_loss(input, target, mask=mask, **self.options)
 
 
-class SparseMultilabelSoftmaxLoss(nn.Module):
+class SparseMultilabelSoftmaxLoss(LossModule):
     """:func:`sparse_multilabel_softmax_loss` as a module."""
 
-    def __init__(self, *, threshold: float = 0.0, ignore_index: int = -100, reduction: str = "mean") -> None:
-        super().__init__()
-        self.threshold = check_number("threshold", threshold)
-        self.ignore_index = check_ignore_index(ignore_index)
-        check_reduction(reduction)
-        self.reduction = reduction
+    def __init__(
+        self, *, threshold: float = 0.0, ignore_index: int = -100, dim: int = -1, reduction: str = "mean"
+    ) -> None:
+        options = {"threshold": check_number("threshold", threshold), "ignore_index": check_ignore_index(ignore_index)}
+        super().__init__(**options, **rows_options(dim, reduction))
 
     def forward(self, input: Tensor, index: Tensor, mask: Tensor | None = None) -> Tensor:
         """The loss of ``input`` and the positives in ``index``."""
-        return sparse_multilabel_softmax_loss(
-            input,
-            index,
-            mask=mask,
-            threshold=self.threshold,
-            ignore_index=self.ignore_index,
-            reduction=self.reduction,
-        )
-
-    def extra_repr(self) -> str:
-        """The options."""
-        return f"threshold={self.threshold:g}, ignore_index={self.ignore_index}, reduction={self.reduction!r}"
+        return sparse_multilabel_softmax_loss(input, index, mask=mask, **self.options)
 
 
-class MultilabelPairwiseLoss(nn.Module):
+class MultilabelPairwiseLoss(LossModule):
     """:func:`multilabel_pairwise_loss` as a module."""
 
-    def __init__(self, *, scale: float = 1.0, margin: float = 0.0, reduction: str = "mean") -> None:
-        super().__init__()
-        self.scale = check_number("scale", scale, low=0, open_low=True)
-        self.margin = check_number("margin", margin)
-        check_reduction(reduction)
-        self.reduction = reduction
+    def __init__(self, *, scale: float = 1.0, margin: float = 0.0, dim: int = -1, reduction: str = "mean") -> None:
+        scale = check_number("scale", scale, low=0, open_low=True)
+        super().__init__(scale=scale, margin=check_number("margin", margin), **rows_options(dim, reduction))
 
     def forward(self, input: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
         """The loss of ``input`` and ``target``."""
-        return multilabel_pairwise_loss(
-            input, target, scale=self.scale, margin=self.margin, mask=mask, reduction=self.reduction
-        )
-
-    def extra_repr(self) -> str:
-        """The options."""
-        return f"scale={self.scale:g}, margin={self.margin:g}, reduction={self.reduction!r}"
+        return multilabel_pairwise_loss(input, target, mask=mask, **self.options)
 
 
-class SubsetSoftmaxLoss(nn.Module):
+class SubsetSoftmaxLoss(LossModule):
     """:func:`subset_softmax_loss` as a module."""
 
-    def __init__(self, *, max_positives: int | None = None, threshold: float = 0.0, reduction: str = "mean") -> None:
-        super().__init__()
-        self.max_positives = _check_count("max_positives", max_positives)
-        self.threshold = check_number("threshold", threshold)
-        check_reduction(reduction)
-        self.reduction = reduction
+    def __init__(
+        self, *, max_positives: int | None = None, threshold: float = 0.0, dim: int = -1, reduction: str = "mean"
+    ) -> None:
+        K = None if max_positives is None else check_integer("max_positives", max_positives, low=1)
+        threshold = check_number("threshold", threshold)
+        super().__init__(max_positives=K, threshold=threshold, **rows_options(dim, reduction))
 
-    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+    def forward(self, input: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
         """The loss of ``input`` and ``target``."""
-        return subset_softmax_loss(
-            input,
-            target,
-            max_positives=self.max_positives,
-            threshold=self.threshold,
-            reduction=self.reduction,
-        )
-
-    def extra_repr(self) -> str:
-        """The options."""
-        return f"max_positives={self.max_positives}, threshold={self.threshold:g}, reduction={self.reduction!r}"
+        return subset_softmax_loss(input, target, mask=mask, **self.options)
 
 
-class MultilabelPredict(nn.Module):
+class MultilabelPredict(LossModule):
     """:func:`multilabel_predict` as a module."""
 
     def __init__(self, *, threshold: float = 0.0) -> None:
-        super().__init__()
-        self.threshold = check_number("threshold", threshold)
+        super().__init__(threshold=check_number("threshold", threshold))
 
-    def forward(self, input: Tensor) -> Tensor:
+    def forward(self, input: Tensor, mask: Tensor | None = None) -> Tensor:
         """Which labels are positive."""
-        return multilabel_predict(input, threshold=self.threshold)
+        return multilabel_predict(input, mask=mask, **self.options)
 
-    def extra_repr(self) -> str:
-        """The options."""
-        return f"threshold={self.threshold:g}"
+
+def rows_options(dim: int, reduction: str) -> dict[str, Any]:
+    """What every loss of rows takes."""
+    return {"dim": check_integer("dim", dim), "reduction": check_reduction(reduction)}

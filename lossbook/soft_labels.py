@@ -3,41 +3,29 @@ r"""Soft labels for the multi-label softmax: making them, and reading probabilit
 The loss itself takes soft labels as they are, see :func:`lossbook.multilabel_softmax.multilabel_softmax_loss`. This
 module holds what stands around it: :func:`smooth_labels` and :func:`mixup` make soft labels,
 :func:`multilabel_probabilities` turns scores into the probabilities that the loss recovers, and
-:func:`multilabel_symmetric_kl` compares two predictions of the same sample. A module of the same name wraps each.
-
-Plain torch::
-
-    images, labels, _ = mixup(images, labels)
-    loss = multilabel_softmax_loss(model(images), smooth_labels(labels, 0.1))
-    loss.backward()
-
-Lightning::
-
-    def training_step(self, batch, batch_idx):
-        images, labels, _ = mixup(*batch)
-        return multilabel_softmax_loss(self(images), labels)
-
-Hugging Face ``Trainer``::
-
-    def compute_loss(outputs, labels, num_items_in_batch=None):
-        return multilabel_softmax_loss(outputs.logits, smooth_labels(labels, 0.1))
-    trainer = Trainer(..., compute_loss_func=compute_loss)
+:func:`multilabel_symmetric_kl` compares two predictions of the same sample. A module of the same name wraps each. How
+to train with them stands on the page Recipes.
 """
 
 from __future__ import annotations
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor
 
-from lossbook._common import (
+from lossbook._checks import (
+    HALF,
+    check_floating,
+    check_integer,
     check_labels,
     check_mask,
     check_number,
     check_reduction,
     check_scores,
     describe,
-    reduce_loss,
 )
+from lossbook._common import LossModule, finite, reduce_loss, sigmoid, softplus
+from lossbook._fast.soft_labels import two_predictions
+from lossbook._torch import standard_gamma
 
 __all__ = [
     "Mixup",
@@ -49,9 +37,6 @@ __all__ = [
     "multilabel_symmetric_kl",
     "smooth_labels",
 ]
-
-# infinite scores count as this: inf - inf would be NaN where both predictions are sure
-_FAR = 1e30
 
 
 def multilabel_probabilities(input: Tensor, *, threshold: float = 0.0) -> Tensor:
@@ -83,10 +68,10 @@ def multilabel_probabilities(input: Tensor, *, threshold: float = 0.0) -> Tensor
     Equation :eq:`soft-probability` of the chapter. Source: Su Jianlin, scientific spaces 9064 (2022).
     """
     s_0 = check_number("threshold", threshold)
-    return torch.sigmoid(2 * (check_scores(input, rows=False) - s_0))
+    return sigmoid(2 * (check_scores(input, rows=False) - s_0))
 
 
-def smooth_labels(target: Tensor, smoothing: float) -> Tensor:
+def smooth_labels(target: Tensor, smoothing: float, *, mask: Tensor | None = None) -> Tensor:
     r"""Labels moved towards one half.
 
     .. math::
@@ -96,8 +81,10 @@ def smooth_labels(target: Tensor, smoothing: float) -> Tensor:
     Each label is a choice of two, so the mass :math:`\varepsilon` is shared by two.
 
     Args:
-        target: labels :math:`t` in [0, 1] in any real dtype, any shape.
+        target: labels :math:`t` in [0, 1] in any real dtype, any shape. What rounding left outside by at most 1e-4 is
+            clamped.
         smoothing: :math:`\varepsilon` in [0, 1]; 0 changes nothing, 1 makes every label 1/2.
+        mask: boolean, broadcastable to ``target``; where it is False the label is unknown and stays as it is.
 
     Returns:
         Soft labels in the shape of ``target`` and its dtype; labels of a boolean or integer dtype become float32.
@@ -114,14 +101,21 @@ def smooth_labels(target: Tensor, smoothing: float) -> Tensor:
     Equation :eq:`soft-smooth` of the chapter. Source: Su Jianlin, scientific spaces 9064 (2022); label smoothing, arXiv
     1512.00567.
     """
-    check_labels(target, getattr(target, "shape", ()))
+    mask = check_mask(mask, getattr(target, "shape", ()))
+    t = read_labels(target, mask)
     e = check_number("smoothing", smoothing, low=0.0, high=1.0)
-    return _soft(target) * (1 - e) + e / 2
+    smooth = t * (1 - e) + e / 2
+    return smooth if mask is None else torch.where(mask, smooth, target.to(smooth.dtype))
 
 
 def mixup(
-    input: Tensor, target: Tensor, *, alpha: float = 0.2, generator: Generator | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
+    input: Tensor,
+    target: Tensor,
+    *,
+    alpha: float = 0.2,
+    generator: Generator | None = None,
+    mask: Tensor | None = None,
+) -> tuple[Tensor, ...]:
     r"""Convex mixtures of the samples of a batch and of their labels.
 
     .. math::
@@ -137,10 +131,13 @@ def mixup(
         target: labels :math:`t` in [0, 1] in any real dtype, shape ``(B, ...)``; multi-hot, not class indices.
         alpha: :math:`\alpha \ge 0`; 0 mixes nothing and draws nothing, 1 draws :math:`\lambda` evenly from [0, 1].
         generator: source of the random numbers; None for torch's own. The draws are made on its device.
+        mask: boolean, broadcastable to ``target``; False marks a label that is unknown, whatever stands there. A mixed
+            label is known where both of its labels are.
 
     Returns:
         The mixed samples in the dtype of ``input``; the mixed labels, float32 where ``target`` is boolean or integer;
-        and :math:`\lambda` as a scalar float32 tensor. float16 and bfloat16 are mixed in float32.
+        and :math:`\lambda` as a scalar float32 tensor. float16 and bfloat16 are mixed in float32. With ``mask`` a
+        fourth: the mask of the mixed labels, which are 0 where it is False.
 
     Raises:
         TypeError: ``input`` is not a floating tensor, ``target`` is not a real tensor, ``alpha`` is no number, or
@@ -158,28 +155,38 @@ def mixup(
     Equation :eq:`soft-mixup` of the chapter. Source: Su Jianlin, scientific spaces 9064 (2022); mixup, arXiv
     1710.09412.
     """
-    x = _check_batch(input, target)
+    x, t, known = read_batch(input, target, mask)
     a = check_number("alpha", alpha, low=0.0)
     if generator is not None and not isinstance(generator, Generator):
         raise TypeError(f"generator must be a torch.Generator or None, got {describe(generator)}")
-    if a == 0:
-        return input.clone(), _soft(target.clone()), torch.ones((), device=input.device)
-    device = input.device if generator is None else generator.device
-    lam = _beta(a, device, generator).to(input.device, torch.float32)
-    order = torch.randperm(input.shape[0], generator=generator, device=device).to(input.device)
+    lam, order = torch.ones((), device=input.device), torch.arange(len(input), device=input.device)
+    if a > 0:
+        device = input.device if generator is None else generator.device
+        lam = beta(a, device, generator).to(input.device, torch.float32)
+        order = torch.randperm(len(input), generator=generator, device=device).to(input.device)
 
     def mixed(x: Tensor) -> Tensor:
+        if a == 0:
+            return x.clone()
         share = lam.to(x.dtype)
-        # no lerp: from infinity to infinity it gives NaN
-        return torch.addcmul(x[order] * (1 - share), x, share)
+        return torch.addcmul(x[order] * (1 - share), x, share)  # no lerp: from infinity to infinity it gives NaN
 
-    t = _soft(target)
-    half = t.dtype in (torch.float16, torch.bfloat16)
-    return mixed(x).to(input.dtype), mixed(t.float() if half else t).to(t.dtype), lam
+    y = mixed(t.float() if t.dtype in HALF else t).to(t.dtype)
+    result = mixed(x).to(input.dtype), y, lam
+    if known is None:
+        return result
+    known = known & known[order]
+    return result[0], y.masked_fill(~known, 0), lam, known
 
 
 def multilabel_symmetric_kl(
-    input: Tensor, other: Tensor, *, scale: float = 1.0, mask: Tensor | None = None, reduction: str = "mean"
+    input: Tensor,
+    other: Tensor,
+    *,
+    scale: float = 1.0,
+    mask: Tensor | None = None,
+    dim: int = -1,
+    reduction: str = "mean",
 ) -> Tensor:
     r"""Symmetric Kullback-Leibler divergence of two predictions of independent labels.
 
@@ -189,13 +196,15 @@ def multilabel_symmetric_kl(
 
     Two passes through a network with dropout give two predictions of one sample; R-Drop adds this divergence to the
     loss. Scores of the multi-label softmax with soft labels have :math:`k = 2`. Both arguments carry gradient. Infinite
-    scores count as 1e30 / k in size. They take no gradient, but the other score does, a very large one: keep them out.
+    scores count as 1e30 in size. Against one of them the other score gets a gradient of that size: mask such labels.
 
     Args:
         input: scores :math:`s`, shape ``(..., C)``.
         other: scores :math:`r`, the shape of ``input``.
         scale: :math:`k > 0`.
-        mask: boolean, broadcastable to ``input``; False removes a label, whatever its scores.
+        mask: boolean, broadcastable to ``input``; False removes a label, whatever its scores. A row without labels does
+            not count in the mean.
+        dim: the dimension of the labels.
         reduction: ``"mean"`` over the rows, ``"sum"`` or ``"none"``.
 
     Returns:
@@ -213,116 +222,111 @@ def multilabel_symmetric_kl(
 
     Equation :eq:`soft-kl` of the chapter. Source: Su Jianlin, scientific spaces 9039 (2022); R-Drop, arXiv 2106.14448.
     """
-    s, r = check_scores(input), check_scores(other, name="other")
-    if s.shape != r.shape:
-        raise ValueError(f"other must have the shape of input, {tuple(s.shape)}, got {describe(other)}")
+    s, r = check_scores(input, dim=dim), check_scores(other, name="other", dim=dim)
+    if input.shape != other.shape:
+        raise ValueError(f"other must have the shape of input, {tuple(input.shape)}, got {describe(other)}")
     k = check_number("scale", scale, low=0.0, open_low=True)
-    check_mask(mask, tuple(s.shape))
+    m = check_mask(mask, input.shape, dim)
     check_reduction(reduction)
-    if mask is not None:
-        s, r = torch.where(mask, s, 0), torch.where(mask, r, 0)
-    s, r = (k * s).clamp(-_FAR, _FAR), (k * r).clamp(-_FAR, _FAR)
-    # p - q = tanh((s - r) / 2) (p (1 - q) + q (1 - p)): no subtraction, so that two predictions near 1 keep the digits
-    # of their difference and the divergence its sign
-    d = s - r
-    either = torch.sigmoid(s) * torch.sigmoid(-r) + torch.sigmoid(r) * torch.sigmoid(-s)
-    return reduce_loss((torch.tanh(d / 2) * either * d).sum(-1), reduction)
+    if m is not None:
+        s, r = s.masked_fill(~m, 0), r.masked_fill(~m, 0)
+
+    def formula(s: Tensor, r: Tensor) -> Tensor:
+        s, r = finite(s), finite(r)
+        high, low = torch.where(s > r, s, r), torch.where(s > r, r, s)
+        d = k * (high - low)
+        # p (1 - q) - q (1 - p), whose quotient is e^d: two predictions near 1 keep the digits of their difference
+        p_minus_q = torch.exp(-softplus(-k * high) - softplus(k * low)) * one_minus_exp(d)
+        return (p_minus_q * d).sum(-1)
+
+    s, r = s.to(torch.promote_types(s.dtype, r.dtype)), r.to(torch.promote_types(s.dtype, r.dtype))
+    loss = two_predictions(formula, s, r, k)
+    return reduce_loss(loss, reduction, None if m is None else m.any(-1))
 
 
-def _soft(target: Tensor) -> Tensor:
-    """Labels of a floating dtype."""
-    return target if target.is_floating_point() else target.float()
+def one_minus_exp(d: Tensor) -> Tensor:
+    r""":math:`1 - e^{-d}` for d >= 0, with :math:`e^{-d}` as its derivative to the last digit."""
+    return torch.where(d < 1, -torch.expm1(-d), 1 - torch.exp(-d))
 
 
-def _check_batch(input: Tensor, target: Tensor) -> Tensor:
-    """``input`` in the dtype it is mixed in, or an error."""
-    if not isinstance(input, Tensor) or not input.is_floating_point():
-        raise TypeError(f"input must be a tensor of samples of a floating dtype, got {describe(input)}")
-    check_labels(target, getattr(target, "shape", ()))
-    if input.dim() < 1 or target.dim() < 1 or input.shape[0] != target.shape[0]:
+def read_labels(target: Tensor, mask: Tensor | None) -> Tensor:
+    """Labels in a floating dtype, clamped where rounding left them outside [0, 1]; a gradient passes through."""
+    fixed = target.detach() if isinstance(target, Tensor) else target
+    t = check_labels(fixed, getattr(target, "shape", ()), mask=mask)
+    if not t.is_floating_point():
+        return t.float()
+    return target if t is fixed else torch.where(t == target, target, t)
+
+
+def read_batch(input: Tensor, target: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """``input`` in the dtype it is mixed in, labels with 0 for unknown ones, and the mask in their shape."""
+    check_floating(input, "input", what=" of samples")
+    mask = check_mask(mask, getattr(target, "shape", ()))
+    t = read_labels(target, mask)
+    if input.dim() < 1 or t.dim() < 1 or len(input) != len(t):
         raise ValueError(
             f"input and target must have the same first dimension, the batch, got {describe(input)} and "
             f"{describe(target)}"
         )
-    return check_scores(input)
+    known = None if mask is None else mask.expand(t.shape)
+    return check_scores(input, rows=False), t if known is None else t.masked_fill(~known, 0), known
 
 
-def _beta(a: float, device: torch.device, generator: Generator | None) -> Tensor:
+def beta(a: float, device: torch.device, generator: Generator | None) -> Tensor:
     """One draw from Beta(a, a), float64 where the device has it."""
     dtype = torch.float32 if device.type == "mps" else torch.float64
     a = max(a, 1e-30)  # below, lambda is 0 or 1 in either case, and 1 / a might overflow
     # A draw of Gamma(a) is one of Gamma(a + 1) times u^(1/a). Small a make it underflow, so take its logarithm.
-    gamma = torch._standard_gamma(torch.full((2,), a + 1, dtype=dtype, device=device), generator=generator)
+    gamma = standard_gamma(torch.full((2,), a + 1, dtype=dtype, device=device), generator)
     u = 1 - torch.rand(2, dtype=dtype, device=device, generator=generator)  # above 0
     x, y = (gamma.log() + u.log() / a).unbind()
     return torch.sigmoid(x - y)
 
 
-class MultilabelProbabilities(nn.Module):
+class MultilabelProbabilities(LossModule):
     """:func:`multilabel_probabilities` as a module."""
 
     def __init__(self, *, threshold: float = 0.0) -> None:
-        super().__init__()
-        self.threshold = check_number("threshold", threshold)
+        super().__init__(threshold=check_number("threshold", threshold))
 
     def forward(self, input: Tensor) -> Tensor:
         """The probabilities of ``input``."""
-        return multilabel_probabilities(input, threshold=self.threshold)
-
-    def extra_repr(self) -> str:
-        """The options."""
-        return f"threshold={self.threshold:g}"
+        return multilabel_probabilities(input, **self.options)
 
 
-class SmoothLabels(nn.Module):
+class SmoothLabels(LossModule):
     """:func:`smooth_labels` as a module."""
 
     def __init__(self, smoothing: float) -> None:
-        super().__init__()
-        self.smoothing = check_number("smoothing", smoothing, low=0.0, high=1.0)
+        super().__init__(smoothing=check_number("smoothing", smoothing, low=0.0, high=1.0))
 
-    def forward(self, target: Tensor) -> Tensor:
+    def forward(self, target: Tensor, mask: Tensor | None = None) -> Tensor:
         """The smoothed labels."""
-        return smooth_labels(target, self.smoothing)
-
-    def extra_repr(self) -> str:
-        """The options."""
-        return f"smoothing={self.smoothing:g}"
+        return smooth_labels(target, mask=mask, **self.options)
 
 
-class Mixup(nn.Module):
+class Mixup(LossModule):
     """:func:`mixup` as a module. In evaluation mode it mixes nothing: lambda is 1."""
 
     def __init__(self, *, alpha: float = 0.2, generator: Generator | None = None) -> None:
-        super().__init__()
-        self.alpha = check_number("alpha", alpha, low=0.0)
+        super().__init__(alpha=check_number("alpha", alpha, low=0.0))
         self.generator = generator
 
-    def forward(self, input: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The mixed samples, the mixed labels and lambda."""
+    def forward(self, input: Tensor, target: Tensor, mask: Tensor | None = None) -> tuple[Tensor, ...]:
+        """The mixed samples, the mixed labels, lambda and, with ``mask``, the mixed mask."""
         if self.training:
-            return mixup(input, target, alpha=self.alpha, generator=self.generator)
-        _check_batch(input, target)
-        return input, _soft(target), torch.ones((), device=input.device)
-
-    def extra_repr(self) -> str:
-        """The options."""
-        return f"alpha={self.alpha:g}"
+            return mixup(input, target, mask=mask, generator=self.generator, **self.options)
+        _, t, known = read_batch(input, target, mask)
+        return (input, t, torch.ones((), device=input.device), *(() if known is None else (known,)))
 
 
-class MultilabelSymmetricKl(nn.Module):
+class MultilabelSymmetricKl(LossModule):
     """:func:`multilabel_symmetric_kl` as a module."""
 
-    def __init__(self, *, scale: float = 1.0, reduction: str = "mean") -> None:
-        super().__init__()
-        check_reduction(reduction)
-        self.scale = check_number("scale", scale, low=0.0, open_low=True)
-        self.reduction = reduction
+    def __init__(self, *, scale: float = 1.0, dim: int = -1, reduction: str = "mean") -> None:
+        scale = check_number("scale", scale, low=0.0, open_low=True)
+        super().__init__(scale=scale, dim=check_integer("dim", dim), reduction=check_reduction(reduction))
 
     def forward(self, input: Tensor, other: Tensor, mask: Tensor | None = None) -> Tensor:
         """The divergence of ``input`` and ``other``."""
-        return multilabel_symmetric_kl(input, other, scale=self.scale, mask=mask, reduction=self.reduction)
-
-    def extra_repr(self) -> str:
-        """The options."""
-        return f"scale={self.scale:g}, reduction={self.reduction!r}"
+        return multilabel_symmetric_kl(input, other, mask=mask, **self.options)

@@ -1,0 +1,186 @@
+"""The multi-label losses from one exponential of each score.
+
+With e = e^(s - s0), both sums come from it: (1 - t) e for the negatives and t / e for the positives. Nothing is
+subtracted, and log1p of the sums is the loss to the last digit. Scores must lie within about +-80 in float32, apart
+from those of labels that the side ignores, as negatives at -1e12. Other scores take the formula.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lossbook._common import softplus
+from lossbook._fast._function import Kept, fused
+from lossbook._torch import readable
+
+LOG2_E = math.log2(math.e)
+# up to so many scores are worked on at once; of more, a third of the rows
+WHOLE = 2**17
+# the loss of a row and its slopes along both sums, from these sums
+Row = Callable[[Tensor, Tensor], "tuple[Tensor, Tensor, Tensor]"]
+
+
+def two_sums(
+    formula: Callable[..., Tensor], row: Row, s: Tensor, t: Tensor, mask: Tensor | None, shift: float, scale: float
+) -> Tensor:
+    """``formula(s, t, mask)``; ``row`` is its fast form, of the sums of e^(scale (s - shift)) and its inverse."""
+
+    def value(s: Tensor, t: Tensor, mask: Tensor | None) -> tuple[Tensor, Kept]:
+        loss, slope = s.new_empty(s.shape[:-1]), s.new_empty(s.shape)
+        every = [None if x is None else torch.atleast_2d(x) for x in (s, t, mask, slope)]  # type: ignore[no-untyped-call]
+        losses = torch.atleast_1d(loss)  # type: ignore[no-untyped-call]
+        size = len(losses) if s.numel() <= WHOLE else -(-len(losses) // 3)
+        for i in range(0, len(losses), size):
+            block: list[Any] = [None if x is None else x[i : i + size] for x in every]
+            losses[i : i + size] = _block(row, shift, scale, *block)
+        return loss, (slope,)
+
+    if s.numel() == 0:
+        return s.sum(-1)  # no label: log 1 + log 1
+    return fused(formula, value, _times, s, t, mask) if readable(s, t) else formula(s, t, mask)
+
+
+def _times(g: Tensor, kept: Kept, spare: bool) -> Tensor:
+    """The gradient of each row's loss, made along with its value, times what arrives for that loss."""
+    (slope,) = kept
+    return torch.mul(slope, g.unsqueeze(-1), out=slope if spare else None)
+
+
+def _block(row: Row, shift: float, scale: float, s: Tensor, t: Tensor, mask: Tensor | None, slope: Tensor) -> Tensor:
+    """The losses of some rows; their gradients are written to ``slope``. NaN where the formula is needed."""
+    if mask is not None:
+        s, t = s.masked_fill(~mask, shift), t.masked_fill(~mask, 0)
+    t = t.view(torch.uint8) if t.dtype == torch.bool else t  # arithmetic with booleans is slow
+    e = torch.sub(s, shift).mul_(scale * LOG2_E) if shift else torch.mul(s, scale * LOG2_E)
+    low, high = (bound.item() for bound in torch.aminmax(e))
+    info = torch.finfo(e.dtype)
+    bound = 0.9 * math.log2(info.max)
+    wide = not (-bound < low and high < bound)
+    if wide and (low != low or bool((((e <= -bound) & (t > 0)) | ((e >= bound) & (t < 1))).any())):
+        return s.new_full(s.shape[:-1], math.nan)
+    e.exp2_()  # on a CPU three times as fast as exp
+    neg = torch.sub(t.new_ones(()), t, out=slope) if t.is_floating_point() else slope.copy_(1 - t)
+    neg.mul_(e.clamp(max=info.max) if wide else e)  # 0 where the weight is 0
+    if wide:
+        e.clamp_(min=info.tiny)
+    pos = torch.div(t, e, out=e)
+    if mask is not None:
+        neg.mul_(mask.view(torch.uint8))
+    loss, a, b = row(neg.sum(-1), pos.sum(-1))
+    neg.mul_(a.unsqueeze(-1)).addcmul_(pos, b.unsqueeze(-1), value=-1)
+    return loss
+
+
+def indexed_sums(
+    formula: Callable[..., Tensor], s: Tensor, index: Tensor, given: Tensor, mask: Tensor | None, shift: float
+) -> Tensor:
+    """``formula(s, index, given, mask)``, the loss of positives given as indices, without a mark for every label."""
+
+    def value(s: Tensor, index: Tensor, given: Tensor, mask: Tensor | None) -> tuple[Tensor, Kept]:
+        ordered = torch.where(given, index, -1).sort(-1, descending=True).values  # repeats side by side
+        first = ordered >= 0
+        first[..., 1:] &= ordered[..., 1:] != ordered[..., :-1]
+        # padding repeats the row's last index, or in a row of none writes label 0 back
+        at = torch.where(ordered < 0, ordered[..., :1], ordered).clamp_(min=0)
+        some = given.any(-1, keepdim=True)
+        if mask is not None:
+            s = s.masked_fill(~mask, 0)
+            first &= mask.gather(-1, at)
+        beside = shift - s.gather(-1, at)
+        log_pos = softplus(torch.where(first, beside, -math.inf).logsumexp(-1))
+        e = torch.sub(s, shift).mul_(LOG2_E) if shift else torch.mul(s, LOG2_E)
+        e.exp2_()
+        if mask is not None:
+            e.mul_(mask.view(torch.uint8))
+        e.scatter_(-1, at, e.gather(-1, at).masked_fill(some, 0))
+        neg = e.sum(-1)
+        e.mul_((neg + 1).reciprocal_().unsqueeze(-1))
+        own = torch.exp(beside - log_pos.unsqueeze(-1)).neg_()
+        if mask is not None:
+            own.mul_(mask.gather(-1, at))
+        e.scatter_(-1, at, torch.where(some, own, e.gather(-1, at)))
+        return neg.log1p_().add_(log_pos), (e,)
+
+    if s.numel() == 0:
+        return s.sum(-1)
+    return fused(formula, value, _times, s, index, given, mask) if readable(s) else formula(s, index, given, mask)
+
+
+def exchanged_sets(
+    formula: Callable[..., Tensor],
+    s: Tensor,
+    neg: Tensor,
+    pos: Tensor,
+    degree: int,
+    room: tuple[Tensor, float] | None,
+) -> Tensor:
+    """``formula(s, neg, pos)``, the loss over sets, from polynomials in float64 that are multiplied label by label.
+
+    ``room`` is how many labels each row may gain and the threshold, or None where it keeps its number.
+    """
+
+    def value(s: Tensor, neg: Tensor, pos: Tensor) -> tuple[Tensor, Kept]:
+        shape, C = s.shape[:-1], s.shape[-1]
+        x, neg, pos = (y.reshape(-1, C).T for y in (s, neg, pos))  # labels first
+        x = x.double().masked_fill(~(neg | pos), 0)
+        # only differences count, so the middle of the scores may be 0; the threshold class fixes it
+        x -= (x.amax(0) + x.amin(0)) / 2 if room is None else room[1]
+        x = torch.where(pos, -x, x).masked_fill_(~(neg | pos), 0)
+        reach = x.abs().topk(min(2 * degree, C), 0).values.sum(0).max().item() + C * math.log(4)
+        if not reach < 650:  # e^709 is the end of float64
+            return s.new_full(shape, math.nan), ()
+        y = x.exp_()
+        most = int(pos.sum(0).max())
+        where = pos.to(torch.uint8).topk(most, 0).indices
+        removed = torch.where(pos.gather(0, where), y.gather(0, where), 0)
+        added = y.masked_fill(pos | ~neg, 0)
+        history = [_products(removed, degree), _products(added, degree)]
+        taken, gained = (h[-1] for h in history)  # (D + 1, rows)
+        if room is None:
+            other = gained.clone(), taken.clone()
+            other[0][0], other[1][0] = 0, 0
+            total = (taken * other[0]).sum(0)
+        else:
+            steps = torch.arange(degree + 1)
+            fits = (steps - steps.unsqueeze(-1)).unsqueeze(-1) <= room[0].reshape(-1)  # (a, b, rows)
+            fits[0, 0] = False
+            other = torch.einsum("abr,br->ar", fits.double(), gained), torch.einsum("abr,ar->br", fits.double(), taken)
+            total = (taken * other[0]).sum(0)
+        weight = 1 / (1 + total)
+        slope = added.mul_(_slopes(history[1], added, other[1] * weight))
+        own = removed.mul_(_slopes(history[0], removed, other[0] * weight)).neg_()
+        slope.scatter_add_(0, where, own)
+        return torch.log1p(total).to(s.dtype).view(shape), (slope.T.to(s.dtype).reshape(*shape, C),)
+
+    if s.numel() == 0:
+        return s.sum(-1)
+    return fused(formula, value, _times, s, neg, pos) if readable(s, neg, pos) else formula(s, neg, pos)
+
+
+def _products(y: Tensor, degree: int) -> Tensor:
+    """The elementary polynomials of the first 0, 1, ..., n of ``y`` (n, rows): (n + 1, D + 1, rows)."""
+    e = y.new_zeros(len(y) + 1, degree + 1, y.shape[1])
+    e[:, 0] = 1
+    lower, upper = e[:, :-1].unbind(), e[:, 1:].unbind()
+    for i, y_i in enumerate(y.unbind()):
+        torch.addcmul(upper[i], lower[i], y_i, out=upper[i + 1])
+    return e
+
+
+def _slopes(e: Tensor, y: Tensor, g: Tensor) -> Tensor:
+    """The gradient of ``y`` for the gradient ``g`` of the last polynomials; everything added is positive."""
+    slopes = torch.empty_like(y)
+    now, before = g.clone(), g.clone()
+    lower = e[:, :-1].unbind()
+    for i in range(len(y) - 1, -1, -1):
+        torch.mul(now[1:], lower[i], out=before[1:])
+        torch.sum(before[1:], 0, out=slopes[i])
+        torch.addcmul(now[:-1], now[1:], y[i], out=before[:-1])
+        before[-1] = now[-1]
+        now, before = before, now
+    return slopes
