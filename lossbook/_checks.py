@@ -264,6 +264,21 @@ def check_mask(mask: Tensor | None, shape: Sequence[int], dim: int | None = None
     return mask if dim is None else classes_last(mask.expand(tuple(shape)), dim, "mask")
 
 
+def check_per_class(name: str, value: Tensor, classes: int | None = None, *, high: float | None = None) -> Tensor:
+    """One finite number >= 0, and at most ``high``, for each of the ``classes``, shape (C,)."""
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        raise TypeError(f"{name} must be a floating tensor with one value per class, got {describe(value)}")
+    if value.dim() != 1 or classes not in (None, value.numel()):
+        shape = "(C,)" if classes is None else f"({classes},)"
+        raise ValueError(f"{name} must have one value per class, shape {shape}, got {describe(value)}")
+    if readable(value):
+        wrong = ~(value.isfinite() & (value >= 0) & (value <= (math.inf if high is None else high)))
+        if bool(wrong.any()):
+            wanted = "finite numbers >= 0" if high is None else f"numbers in [0, {high:g}]"
+            raise ValueError(f"{name} must hold {wanted}, got {value.detach()[wrong][0].item():g}")
+    return value
+
+
 def refuse_sharded(name: str, tensor: Tensor) -> Tensor:
     """``tensor``, which is no shard of a DTensor, as FSDP2 leaves parameters outside their module's forward."""
     if any(getattr(p, "is_shard", bool)() for p in getattr(tensor, "placements", ())):
