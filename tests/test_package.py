@@ -10,6 +10,7 @@ from email.parser import Parser
 
 import pytest
 
+import lossbook
 from tools.chapters import ROOT, all_chapters, all_notebooks, code_cells, config
 from tools.reader import setup_cell
 
@@ -70,15 +71,20 @@ def colab(tmp_path_factory):
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         copy(ROOT / name, repository / name)
     shutil.rmtree(repository / "lossbook/__pycache__", ignore_errors=True)
-    identity = ["-c", "user.name=Test", "-c", "user.email=test@example.org"]
     subprocess.run(["git", "init", "--quiet", "--initial-branch=main"], cwd=repository, check=True)
-    subprocess.run(["git", "add", "."], cwd=repository, check=True)
-    subprocess.run(["git", *identity, "commit", "--quiet", "-m", "all"], cwd=repository, check=True)
+    commit(repository)
     return environment / "bin/python", repository, site
 
 
-def run_setup(colab, tmp_path, source):
-    python, repository, _ = colab
+def commit(repository):
+    identity = ["-c", "user.name=Test", "-c", "user.email=test@example.org"]
+    subprocess.run(["git", "add", "."], cwd=repository, check=True)
+    subprocess.run(["git", *identity, "commit", "--quiet", "-m", "all"], cwd=repository, check=True)
+    return subprocess.run(["git", "rev-parse", "HEAD"], cwd=repository, capture_output=True, text=True).stdout.strip()
+
+
+def run_setup(colab, tmp_path, source, *words, repository=None):
+    python, repository = colab[0], repository or colab[1]
     environment = {
         **os.environ,
         "GIT_CONFIG_COUNT": "1",
@@ -88,7 +94,20 @@ def run_setup(colab, tmp_path, source):
         "LOSSBOOK_DEVICE": "cpu",
     }
     environment.pop("PYTHONPATH", None)
-    return subprocess.run([python, "-c", source], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    return subprocess.run(
+        [python, *(words or ("-c", source))], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+
+
+def test_a_repository_that_cannot_be_reached_is_told_in_one_sentence(colab, tmp_path):
+    """Run first: lossbook is not installed yet."""
+    done = run_setup(colab, tmp_path, setup_cell(all_chapters()[0]).source, repository=tmp_path / "nowhere")
+    assert done.returncode != 0
+    repository = config()["repository"]
+    told = f"lossbook cannot be installed: {repository['branch']} of {repository['url']} cannot be reached."
+    assert done.stderr.splitlines()[-1] == f"RuntimeError: {told} Is the network on?"
+    assert "CalledProcessError" not in done.stderr
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("chapter", all_chapters()[:1], ids=lambda c: c.slug)
@@ -109,7 +128,26 @@ def test_the_setup_cell_installs_on_colab_checks_and_refuses(colab, chapter, tmp
     refused = run_setup(colab, tmp_path, other)
     assert refused.returncode != 0
     assert "is not the one this notebook was made with" in refused.stderr
-    assert "pip install --force-reinstall --no-deps" in refused.stderr
+    assert f"No commit that {config()['repository']['url']} shows has its modules" in refused.stderr
+    assert refused.stderr.endswith(f'@{config()["repository"]["branch"]}", and take the notebook from main, too.\n')
+
+
+def test_a_saved_notebook_is_told_which_commit_it_needs(colab, tmp_path):
+    """The repository has moved on since; what the message says makes the notebook run."""
+    chapter, repository = all_chapters()[0], colab[1]
+    then = subprocess.run(["git", "rev-parse", "HEAD"], cwd=repository, capture_output=True, text=True).stdout.strip()
+    module = repository / chapter.modules[-1]
+    module.write_text(module.read_text() + "\nNEW = 1\n")
+    commit(repository)
+    pip = ["-m", "pip", "install", "--quiet", "--force-reinstall", "--no-deps"]
+    source = f"lossbook @ git+{config()['repository']['url']}@"
+    assert run_setup(colab, tmp_path, "", *pip, source + config()["repository"]["branch"]).returncode == 0
+    refused = run_setup(colab, tmp_path, setup_cell(chapter).source)
+    assert f"is not the one this notebook was made with ({lossbook.__version__}, commit {then[:10]})" in refused.stderr
+    assert f'pip install --force-reinstall --no-deps "{source}{then}"' in refused.stderr.splitlines()[-1]
+    assert run_setup(colab, tmp_path, "", *pip, source + then).returncode == 0
+    done = run_setup(colab, tmp_path, setup_cell(chapter).source)
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_cells_on_records_run_on_colab(colab, tmp_path):
@@ -132,4 +170,4 @@ def test_without_colab_the_setup_cell_says_how_to_install(colab, tmp_path):
         shutil.rmtree(path)
     done = run_setup(colab, tmp_path, setup_cell(all_chapters()[0]).source)
     assert done.returncode != 0
-    assert "lossbook is not installed. In a clone run `make book`; elsewhere: pip install" in done.stderr
+    assert "lossbook is not installed. In a clone: `make book`; elsewhere: pip install" in done.stderr

@@ -306,10 +306,20 @@ import importlib.util
 import pathlib
 import subprocess
 import sys
+import tempfile
 
-SOURCE = "lossbook @ git+{url}@{ref}"
+URL, REF = "{url}", "{ref}"
 MODULES = {modules}
 DIGEST = "{digest}"
+
+
+def source(ref):
+    return f"lossbook @ git+{{URL}}@{{ref}}"
+
+
+def git(*words):
+    done = subprocess.run(["git", *words], capture_output=True, text=True, timeout=300, stdin=subprocess.DEVNULL)
+    return done.stdout if done.returncode == 0 else None
 
 
 def install(*packages, options=()):
@@ -318,15 +328,36 @@ def install(*packages, options=()):
 
     keep = pathlib.Path("lossbook-constraints.txt")  # torch and numpy stay exactly as they are
     keep.write_text(f"torch=={{torch.__version__}}\\nnumpy=={{numpy.__version__}}\\n")
+    pip = [sys.executable, "-m", "pip", "install", "-q", "-c", str(keep), *options, *packages]
     try:
-        subprocess.run([sys.executable, "-m", "pip", "install", "-q", "-c", str(keep), *options, *packages], check=True)
+        done = subprocess.run(pip, stderr=subprocess.PIPE, text=True, stdin=subprocess.DEVNULL)
     finally:
         keep.unlink()
+    if done.returncode == 0:
+        return
+    if source(REF) in packages and git("ls-remote", "--exit-code", URL, REF) is None:
+        raise RuntimeError(f"lossbook cannot be installed: {{REF}} of {{URL}} cannot be reached. Is the network on?")
+    raise RuntimeError(f"pip could not install {{', '.join(packages)}}: {{done.stderr.strip()[-300:]}}")
 
 
 def installed():
     found = importlib.util.find_spec("lossbook")
     return found is not None and found.origin is not None  # a folder of that name is no package
+
+
+def digest_of(read):
+    return hashlib.sha256("".join(read(name) or "" for name in MODULES).encode()).hexdigest()[:16]
+
+
+def commit_of_notebook(folder):
+    \"""The last commit whose modules are those that this notebook was made with, or None.\"""
+    with tempfile.TemporaryDirectory() as clone:
+        if not (folder / ".git").exists():
+            folder = clone
+            git("clone", "--quiet", "--bare", URL, clone)
+        for commit in (git("-C", str(folder), "rev-list", "--all", "--", *MODULES) or "").split():
+            if digest_of(lambda name: git("-C", str(folder), "show", f"{{commit}}:{{name}}")) == DIGEST:
+                return commit
 
 
 on_colab = importlib.util.find_spec("google") and importlib.util.find_spec("google.colab")
@@ -336,21 +367,26 @@ if on_colab:
     if missing:
         install(*missing)
     if not installed():
-        install(SOURCE, options=["--no-deps"])
+        install(source(REF), options=["--no-deps"])
         importlib.invalidate_caches()
 
 if not installed():
-    raise RuntimeError(f'lossbook is not installed. In a clone run `make book`; elsewhere: pip install "{{SOURCE}}"')
+    raise RuntimeError(f'lossbook is not installed. In a clone: `make book`; elsewhere: pip install "{{source(REF)}}"')
 
 import lossbook
 
 folder = pathlib.Path(lossbook.__file__).parent.parent
-sources = "".join(p.read_text(encoding="utf-8") if (p := folder / m).exists() else "" for m in MODULES)
-if hashlib.sha256(sources.encode()).hexdigest()[:16] != DIGEST:
-    raise RuntimeError(
-        f"The installed lossbook {{lossbook.__version__}} is not the one this notebook was made with ({version}). "
-        f'Restart the kernel after: pip install --force-reinstall --no-deps "{{SOURCE}}"'
-    )
+if digest_of(lambda name: p.read_text(encoding="utf-8") if (p := folder / name).exists() else "") != DIGEST:
+    try:
+        commit = commit_of_notebook(folder)
+    except (OSError, subprocess.SubprocessError):  # git is missing, or does not answer
+        commit = None
+    text = f"The installed lossbook {{lossbook.__version__}} is not the one this notebook was made with ({version}"
+    text += f", commit {{commit[:10]}}). " if commit else f"). No commit that {{URL}} shows has its modules. "
+    if (folder / ".git").exists():
+        raise RuntimeError(text + "`make book` makes the notebook anew.")
+    text += f'Restart the kernel after: pip install --force-reinstall --no-deps "{{source(commit or REF)}}"'
+    raise RuntimeError(text if commit else f"{{text}}, and take the notebook from {{REF}}, too.")
 
 from lossbook.devices import describe_environment
 
