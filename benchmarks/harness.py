@@ -36,15 +36,15 @@ verdict. ``--quick`` measures eager on one thread beside the plain formula and p
 nothing, nor does ``--only``.
 
 How it measures. Short runs of all contenders alternate in one process after warm-up, each round in another order, so
-that a busy machine slows all of them. Times are medians over the rounds, a ratio is the quotient of two medians, and
-the quartiles of the ratios within a round show the spread. Each shape is measured on one thread and on two, on a quiet
-machine and beside two processes that compute without pause. One thread on a quiet machine is timed by its own CPU time,
-which stands still while another process has the core; all else by the clock on the wall. ``ours compiled`` and ``plain
-compiled`` went through ``torch.compile``, for one shape and one number of threads at a time; on two threads only the
-large shapes. The contender ``copy`` moves the least bytes that a loss must: it reads every argument once and writes
-every gradient once. Peak memory comes from a separate, untimed run. It counts the bytes that the allocator handed out
-and did not take back, from the first operation of the forward pass to the last of the backward pass, gradients
-included, arguments not.
+that a busy machine slows all of them. Times are medians over the rounds, a ratio is the quotient of two times, and the
+quartiles of the ratios within a round show the spread. Each shape is measured on one thread and on two, on a quiet
+machine and beside two processes that compute without pause. There the times are means: the waits count. One thread on a
+quiet machine is timed by its own CPU time, which stands still while another process has the core; all else by the clock
+on the wall. ``ours compiled`` and ``plain compiled`` went through ``torch.compile``, for one shape and one number of
+threads at a time; on two threads only the large shapes. The contender ``copy`` moves the least bytes that a loss must:
+it reads every argument once and writes every gradient once. Peak memory comes from a separate, untimed run. It counts
+the bytes that the allocator handed out and did not take back, from the first operation of the forward pass to the last
+of the backward pass, gradients included, arguments not.
 """
 
 from __future__ import annotations
@@ -76,9 +76,10 @@ from tools.provenance import commit, machine, versions
 
 ROOT = Path(__file__).resolve().parents[1]
 METHOD = (
-    "forward plus backward; medians of alternating runs in one process after warm-up; ratio = quotient of two medians, "
+    "forward plus backward; medians of alternating runs in one process after warm-up; ratio = quotient of two times, "
     "with the quartiles of the ratios within a round; one thread on a quiet machine by its CPU time, else wall time; "
-    "busy = beside two processes that compute without pause; copy = reads the arguments and writes the gradients once; "
+    "busy = means beside two processes that compute without pause; "
+    "copy = reads the arguments and writes the gradients once; "
     "peak = live bytes counted by allocations in one eager run, gradients included, arguments not"
 )
 FEW = 30_000  # fewer scores leave little but the calls of operators
@@ -105,7 +106,6 @@ CLASSES = (
 
 Loss = Callable[..., Tensor]
 Clock = Callable[[], float]
-Times = Mapping[str, Sequence[float]]
 
 
 def class_scores(rows: int, classes: int) -> tuple[Tensor, Tensor]:
@@ -261,10 +261,12 @@ def rounds(
     return times
 
 
-def compared(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, Any]:
+def compared(
+    ours: Sequence[float], theirs: Sequence[float], middle: Callable[[Sequence[float]], float] = statistics.median
+) -> dict[str, Any]:
     """The quotient of two medians, and the quartiles of the quotients within a round."""
     low, _, high = statistics.quantiles([a / b for a, b in zip(ours, theirs, strict=True)], n=4, method="inclusive")
-    ratio = statistics.median(ours) / statistics.median(theirs)
+    ratio = middle(ours) / middle(theirs)
     return {"ratio": round(ratio, 4), "quartiles": [round(low, 4), round(high, 4)]}
 
 
@@ -379,11 +381,10 @@ def compiled(contenders: Mapping[str, Contender]) -> dict[str, Contender]:
     return found
 
 
-def ratios_of(times: Times) -> dict[str, dict[str, Any]]:
+def pairs_of(names: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Ours over each other contender, and both compiled."""
-    pairs = [("ours", name) for name in times if name not in ("ours", "ours compiled")]
-    pairs += [("ours compiled", "plain compiled")] * ("ours compiled" in times)
-    return {f"{ours} / {theirs}": compared(times[ours], times[theirs]) for ours, theirs in pairs}
+    pairs = [("ours", name) for name in names if name not in ("ours", "ours compiled")]
+    return pairs + [("ours compiled", "plain compiled")] * ("ours compiled" in names)
 
 
 def modes_of(
@@ -401,20 +402,22 @@ def modes_of(
                 except RuntimeError as error:
                     failed.append(str(error))
             for loaded in (False, True) if cpu and not tiny else (False,):
-                alone = number == 1 and cpu and not loaded
                 # beside busy processes the peers rest
                 chosen = {k: v for k, v in runners.items() if not loaded or k.split()[0] in ("ours", "plain")}
+                clock, middle = time.perf_counter, statistics.fmean if loaded else statistics.median
+                if number == 1 and cpu and not loaded:
+                    clock = time.thread_time
                 with busy() if loaded else nullcontext():
-                    clock = time.thread_time if alone else time.perf_counter
-                    times = rounds(chosen, device, clock, seconds, 3 if tiny else 5)
+                    times = rounds(chosen, device, clock, seconds * (1 + loaded), 3 if tiny else 5)
+                ratios = {f"{a} / {b}": compared(times[a], times[b], middle) for a, b in pairs_of(times)}
                 modes.append(
                     {
                         "threads": number,
                         "busy": loaded,
-                        "clock": "cpu" if alone else "wall",
+                        "clock": "cpu" if clock is time.thread_time else "wall",
                         "rounds": len(times["ours"]),
-                        "seconds": {name: statistics.median(t) for name, t in times.items()},
-                        "ratios": ratios_of(times),
+                        "seconds": {name: middle(t) for name, t in times.items()},
+                        "ratios": ratios,
                     }
                 )
     if not tiny:
@@ -423,16 +426,16 @@ def modes_of(
 
 
 def judged(
-    goal: str, ratio: float, limit: float, size: str, reasons: Mapping[str, str], **where: Any
+    goal: str, ratio: float | None, limit: float, size: str, reasons: Mapping[str, str], **where: Any
 ) -> dict[str, Any]:
-    """A ratio beside its goal, and the reason where it is missed."""
+    """A ratio beside its goal, and the reason where it is missed; no ratio misses every goal."""
     verdict: dict[str, Any] = {
         "goal": goal,
         **where,
-        "ratio": round(ratio, 4),
+        "ratio": None if ratio is None else round(ratio, 4),
         "limit": limit,
-        "reached": ratio <= limit,
     }
+    verdict["reached"] = ratio is not None and ratio <= limit
     if not verdict["reached"]:
         verdict["reason"] = reasons.get(f"{size} {goal}", reasons.get(goal))
     return verdict
@@ -442,7 +445,7 @@ def goals_of(case: Case, row: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Every goal that the row of a record has, judged."""
     size, peaks, found = row["size"], row["peak_bytes"], []
 
-    def judge(goal: str, ratio: float, limit: float, **where: Any) -> None:
+    def judge(goal: str, ratio: float | None, limit: float, **where: Any) -> None:
         found.append(judged(goal, ratio, limit, size, case.reasons, **where))
 
     if case.bytes_goal is not None:
@@ -458,6 +461,8 @@ def goals_of(case: Case, row: Mapping[str, Any]) -> list[dict[str, Any]]:
             if row["scores"] >= MANY:
                 ratio = ratios["ours / plain compiled"]["ratio"]
                 judge("plain compiled", ratio, GOALS["plain compiled"], threads=number)
+    if any(text.startswith("ours ") for text in row["not_compiled"]):
+        judge("compiled", None, GOALS["compiled"])
     for mode in row["modes"]:
         if mode["busy"]:
             worse = mode["ratios"]["ours / plain"]["ratio"] / quiet[mode["threads"]]["ours / plain"]["ratio"]
@@ -478,7 +483,7 @@ def measure(
     device: torch.device,
     *,
     tiny: bool = False,
-    seconds: float = 0.8,
+    seconds: float = 0.0,
 ) -> tuple[dict[str, Any], list[str]]:
     """The row of one case at one shape; and which peers are missing."""
     contenders, missing = contenders_of(case, function, shape, device)
@@ -531,12 +536,12 @@ def say(row: Mapping[str, Any]) -> str:
     elif "plain" in row["peak_bytes"]:
         words.append(f"memory {row['peak_bytes']['ours'] / row['peak_bytes']['plain']:.3g}")
     words += [f"({text})" for text in row["not_compiled"]]
-    missed = [f"{g['goal']} {g['ratio']:.3g} > {g['limit']:g}" for g in row["goals"] if not g["reached"]]
+    missed = [f"{g['goal']} {g['ratio'] or math.inf:.3g} > {g['limit']:g}" for g in row["goals"] if not g["reached"]]
     words.append("MISSED " + "; ".join(missed) if missed else "reached" if row["goals"] else "")
     return " ".join(words).rstrip()
 
 
-def quick(case: Case, function: Loss, size: str, shape: tuple[int, ...], device: torch.device) -> str:
+def quick(case: Case, function: Loss, size: str, shape: tuple[int, ...], device: torch.device, seconds: float) -> str:
     """One row as one line: eager, one thread, beside the plain formula."""
     contenders, _ = contenders_of(case, function, shape, device)
     if case.bytes_goal is not None:
@@ -548,7 +553,7 @@ def quick(case: Case, function: Loss, size: str, shape: tuple[int, ...], device:
     with threads(1):
         values_of(case, contenders)
         memory = peak_of(contenders["ours"], device) / peak_of(contenders["plain"], device)
-        times = rounds(contenders, device, time.thread_time, 1.5, 3)
+        times = rounds(contenders, device, time.thread_time, seconds, 3)
     words = [f"{case.name:36} {size:6} {shape!s:18}"]
     for name, goal in goals.items():
         part = compared(times["ours"], times[name])
@@ -572,8 +577,9 @@ def main(slug: str, cases: Sequence[Case], argv: Sequence[str] | None = None, mo
     parser.add_argument("--full", action="store_true", help="also the shapes that need some 20 GB")
     parser.add_argument("--out", type=Path, default=ROOT / "data" / "results", help="folder of the record")
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"), help="cpu (default) or cuda")
-    parser.add_argument("--seconds", type=float, default=0.8, help="time for the rounds of one shape and mode (0.8)")
+    parser.add_argument("--seconds", type=float, help="time for the rounds of one shape and mode (0.6; --quick: 1.5)")
     options = parser.parse_args(argv)
+    seconds = (1.5 if options.quick else 0.6) if options.seconds is None else options.seconds
 
     module = module or importlib.import_module(f"lossbook.{slug}")
     rows: list[dict[str, Any]] = []
@@ -594,11 +600,9 @@ def main(slug: str, cases: Sequence[Case], argv: Sequence[str] | None = None, mo
             if function is None:
                 raise ImportError(f"{module.__name__} has no {case.loss}")
             if options.quick:
-                print(quick(case, function, size, shape, options.device), flush=True)
+                print(quick(case, function, size, shape, options.device, seconds), flush=True)
                 continue
-            row, missing = measure(
-                case, function, size, shape, options.device, tiny=options.tiny, seconds=options.seconds
-            )
+            row, missing = measure(case, function, size, shape, options.device, tiny=options.tiny, seconds=seconds)
         except ImportError as error:
             missing = [f"{case.name}: {error}"]
         except ValueError as error:
