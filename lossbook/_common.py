@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lossbook._torch import beside
+
 # Infinite scores count as this: inf - inf and 0 * inf would be NaN.
 FAR = 1e30
 # Lower than every score that counts; finite, since -inf - -inf would be NaN where no class takes part at all.
@@ -40,7 +42,7 @@ def finite(s: Tensor) -> Tensor:
 
 def one_hot(t: Tensor, num_classes: int) -> Tensor:
     """True at the class ``t`` of each row: boolean (..., C)."""
-    return torch.arange(num_classes, device=t.device) == t.unsqueeze(-1)
+    return beside(torch.arange(num_classes, device=t.device), t) == t.unsqueeze(-1)
 
 
 def rest_margin(s: Tensor, t: Tensor, counted: Tensor | None = None) -> Tensor:

@@ -83,6 +83,16 @@ def _dual(tensor: Tensor) -> bool:
     return torch.autograd.forward_ad.unpack_dual(tensor).tangent is not None  # type: ignore[no-untyped-call]
 
 
+def beside(constant: Tensor, scores: Tensor) -> Tensor:
+    """The constant, replicated over the processes where the scores are a DTensor, which meets no plain tensor."""
+    mesh = None if compiling() else getattr(scores, "device_mesh", None)
+    if mesh is None or hasattr(constant, "device_mesh"):
+        return constant
+    from torch.distributed.tensor import DTensor, Replicate
+
+    return DTensor.from_local(constant, mesh, [Replicate()] * mesh.ndim, run_check=False)
+
+
 def last_backward() -> bool:
     """Whether the running backward pass frees its graph, so that what was kept for it may be overwritten."""
     return not _graph_is_kept()

@@ -34,7 +34,7 @@ from lossbook._checks import (
 )
 from lossbook._common import LossModule, finite, one_hot, reduce_loss, rest_margin, rest_margins, softplus
 from lossbook._fast.emo import emo_fast, linear_emo
-from lossbook._torch import compiling, full_precision, plain, transformed
+from lossbook._torch import beside, compiling, full_precision, plain, transformed
 
 __all__ = [
     "EmoCeLoss",
@@ -426,7 +426,7 @@ def _scores_loss(
 ) -> Tensor:
     check_reduction(reduction)
     s = check_scores(input, dim=dim)
-    e = _check_embedding(embedding, check_classes(s))
+    e = beside(_check_embedding(embedding, check_classes(s)), s)
     target, counted = _check_target(target, input.shape, ignore_index, dim)
     with full_precision(s.device):
         loss = emo_fast(emo_ce_rows if with_ce else emo_rows, s, target, counted, e, with_ce=with_ce)
