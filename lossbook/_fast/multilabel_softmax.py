@@ -119,7 +119,7 @@ def exchanged_sets(
     degree: int,
     room: tuple[Tensor, float] | None,
 ) -> Tensor:
-    """``formula(s, neg, pos)``, the loss over sets, from polynomials in float64 that are multiplied label by label.
+    """``formula(s, neg, pos)``, the loss over sets, from polynomials in float64, a factor for each label.
 
     ``room`` is how many labels each row may gain and the threshold, or None where it keeps its number.
     """
@@ -131,7 +131,8 @@ def exchanged_sets(
         # only differences count, so the middle of the scores may be 0; the threshold class fixes it
         x -= (x.amax(0) + x.amin(0)) / 2 if room is None else room[1]
         x = torch.where(pos, -x, x).masked_fill_(~(neg | pos), 0)
-        reach = x.abs().topk(min(2 * degree, C), 0).values.sum(0).max().item() + C * math.log(4)
+        reach = x.abs().topk(min(2 * degree, C), 0).values.sum(0).max().item()
+        reach += 2 * min(C * math.log(2), degree * math.log(math.e * C / degree))  # and of how many sets there are
         if not reach < 650:  # e^709 is the end of float64
             return s.new_full(shape, math.nan), ()
         y = x.exp_()
@@ -139,8 +140,8 @@ def exchanged_sets(
         where = pos.to(torch.uint8).topk(most, 0).indices
         removed = torch.where(pos.gather(0, where), y.gather(0, where), 0)
         added = y.masked_fill(pos | ~neg, 0)
-        history = [_products(removed, degree), _products(added, degree)]
-        taken, gained = (h[-1] for h in history)  # (D + 1, rows)
+        parts = [_segments(y, degree) for y in (removed, added)]
+        taken, gained = (p[-1][0] for p in parts)  # (D + 1, rows)
         if room is None:
             other = gained.clone(), taken.clone()
             other[0][0], other[1][0] = 0, 0
@@ -152,8 +153,8 @@ def exchanged_sets(
             other = torch.einsum("abr,br->ar", fits.double(), gained), torch.einsum("abr,ar->br", fits.double(), taken)
             total = (taken * other[0]).sum(0)
         weight = 1 / (1 + total)
-        slope = added.mul_(_slopes(history[1], added, other[1] * weight))
-        own = removed.mul_(_slopes(history[0], removed, other[0] * weight)).neg_()
+        slope = added.mul_(_slopes(parts[1], other[1] * weight))
+        own = removed.mul_(_slopes(parts[0], other[0] * weight)).neg_()
         slope.scatter_add_(0, where, own)
         return torch.log1p(total).to(s.dtype).view(shape), (slope.T.to(s.dtype).reshape(*shape, C),)
 
@@ -162,9 +163,10 @@ def exchanged_sets(
     return fused(formula, value, _times, s, neg, pos) if readable(s, neg, pos) else formula(s, neg, pos)
 
 
-def _products(y: Tensor, degree: int) -> Tensor:
-    """The elementary polynomials of the first 0, 1, ..., n of ``y`` (n, rows): (n + 1, D + 1, rows)."""
-    e = y.new_zeros(len(y) + 1, degree + 1, y.shape[1])
+def _history(start: Tensor, y: Tensor) -> Tensor:
+    """The polynomials ``start`` (D + 1, rows) and those after each factor 1 + y_i z: (n + 1, D + 1, rows)."""
+    e = start.new_empty(len(y) + 1, *start.shape)
+    e[0] = start
     e[:, 0] = 1
     lower, upper = e[:, :-1].unbind(), e[:, 1:].unbind()
     for i, y_i in enumerate(y.unbind()):
@@ -172,15 +174,28 @@ def _products(y: Tensor, degree: int) -> Tensor:
     return e
 
 
-def _slopes(e: Tensor, y: Tensor, g: Tensor) -> Tensor:
-    """The gradient of ``y`` for the gradient ``g`` of the last polynomials; everything added is positive."""
-    slopes = torch.empty_like(y)
+def _segments(y: Tensor, degree: int) -> list[tuple[Tensor, Tensor]]:
+    """About sqrt(n) parts of the factors, each with the polynomials before it, and at last nothing with the product."""
+    start = y.new_zeros(degree + 1, y.shape[1])
+    start[0] = 1
+    parts = []
+    for part in y.split(max(1, math.isqrt(len(y)))):  # type: ignore[no-untyped-call]
+        parts.append((start, part))
+        start = _history(start, part)[-1].clone()
+    return [*parts, (start, y[:0])]
+
+
+def _slopes(parts: list[tuple[Tensor, Tensor]], g: Tensor) -> Tensor:
+    """The gradient of the factors for the gradient ``g`` of their product; everything added is positive."""
+    found = []
     now, before = g.clone(), g.clone()
-    lower = e[:, :-1].unbind()
-    for i in range(len(y) - 1, -1, -1):
-        torch.mul(now[1:], lower[i], out=before[1:])
-        torch.sum(before[1:], 0, out=slopes[i])
-        torch.addcmul(now[:-1], now[1:], y[i], out=before[:-1])
-        before[-1] = now[-1]
-        now, before = before, now
-    return slopes
+    for start, y in reversed(parts):  # the polynomials of one part at a time are computed anew
+        slopes = torch.empty_like(y)
+        for i, lower in reversed(list(enumerate(_history(start, y)[:-1, :-1].unbind()))):
+            torch.mul(now[1:], lower, out=before[1:])
+            torch.sum(before[1:], 0, out=slopes[i])
+            torch.addcmul(now[:-1], now[1:], y[i], out=before[:-1])
+            before[-1] = now[-1]
+            now, before = before, now
+        found.append(slopes)
+    return torch.cat(found[::-1])
