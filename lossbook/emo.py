@@ -15,7 +15,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from lossbook._checks import (
     Reduction,
@@ -34,7 +33,7 @@ from lossbook._checks import (
 )
 from lossbook._common import LossModule, finite, one_hot, reduce_loss, rest_margin, rest_margins, softplus
 from lossbook._fast.emo import emo_fast, linear_emo
-from lossbook._torch import beside, compiling, full_precision, plain, transformed
+from lossbook._torch import beside, full_precision
 
 __all__ = [
     "EmoCeLoss",
@@ -46,6 +45,8 @@ __all__ = [
     "linear_emo_ce_loss",
     "linear_emo_loss",
 ]
+
+Sums = Literal["float32", "weight"]
 
 # ------------------------------------------------------------------------------------------------------- the formulas
 # Scores s (..., C); target indices (...) or a distribution (..., C); embedding e (C, D). Rows not counted give 0.
@@ -158,8 +159,8 @@ def emo_loss(
         computed in float32, and the loss is float32.
 
     Raises:
-        TypeError: ``input`` or ``embedding`` is not a dense floating tensor, ``target`` is neither indices nor
-            floating, or ``embedding`` is a sharded DTensor.
+        TypeError: ``input`` or ``embedding`` is not a dense floating tensor, or ``target`` neither indices nor
+            floating.
         ValueError: shapes do not fit, an index lies outside [0, C), a soft target lies outside [0, 1] by more than
             1e-4, does not sum to 1 within 0.01 or requires a gradient, or an option is unknown. Values are checked on
             CPU tensors only: on an accelerator the check would wait for the device.
@@ -229,7 +230,7 @@ def linear_emo_loss(
     logit_scale: float = 1.0,
     logit_softcap: float | None = None,
     chunk_size: int = 1024,
-    accumulate: Literal["float32", "weight"] = "float32",
+    accumulate: Sums = "float32",
     ignore_index: int = -100,
     reduction: Reduction = "mean",
 ) -> Tensor:
@@ -286,7 +287,7 @@ def linear_emo_loss(
     Raises:
         TypeError: as :func:`emo_loss`; the dtypes of the layer do not fit; ``weight`` or ``bias`` is a sharded DTensor,
             as FSDP2 leaves it outside the module's forward.
-        ValueError: as :func:`emo_loss`; ``chunk_size`` or ``logit_softcap`` is not positive.
+        ValueError: as :func:`emo_loss`; an option is out of its range.
 
     Example:
         >>> h = torch.tensor([[2.0, 1.0], [0.0, 1.0]])
@@ -301,7 +302,7 @@ def linear_emo_loss(
     Equation :eq:`emo-linear` of the chapter. Source: Su Jianlin, scientific spaces 9797 (2023); EMO, arXiv 2310.04691.
     """
     options = _linear_options(logit_scale, logit_softcap, chunk_size, accumulate)
-    return _linear_loss(hidden, weight, bias, target, embedding, ignore_index, reduction, False, **options)
+    return _linear_loss(hidden, weight, bias, target, embedding, ignore_index, reduction, False, *options.values())
 
 
 def linear_emo_ce_loss(
@@ -314,7 +315,7 @@ def linear_emo_ce_loss(
     logit_scale: float = 1.0,
     logit_softcap: float | None = None,
     chunk_size: int = 1024,
-    accumulate: Literal["float32", "weight"] = "float32",
+    accumulate: Sums = "float32",
     ignore_index: int = -100,
     reduction: Reduction = "mean",
 ) -> Tensor:
@@ -338,7 +339,7 @@ def linear_emo_ce_loss(
     2310.04691.
     """
     options = _linear_options(logit_scale, logit_softcap, chunk_size, accumulate)
-    return _linear_loss(hidden, weight, bias, target, embedding, ignore_index, reduction, True, **options)
+    return _linear_loss(hidden, weight, bias, target, embedding, ignore_index, reduction, True, *options.values())
 
 
 class EmoLoss(LossModule):
@@ -380,7 +381,7 @@ class _LinearLoss(LossModule):
         logit_scale: float = 1.0,
         logit_softcap: float | None = None,
         chunk_size: int = 1024,
-        accumulate: Literal["float32", "weight"] = "float32",
+        accumulate: Sums = "float32",
         ignore_index: int = -100,
         reduction: Reduction = "mean",
     ) -> None:
@@ -441,38 +442,19 @@ def _linear_loss(
     embedding: Tensor,
     ignore_index: int,
     reduction: str,
-    with_ce: bool,
-    *,
-    logit_scale: float,
-    logit_softcap: float | None,
-    chunk_size: int,
-    accumulate: str,
+    *linear: Any,
 ) -> Tensor:
     check_reduction(reduction)
-    dtype = check_layer(hidden, weight, bias)
+    *first, accumulate = linear
+    options = (*first, accumulate == "float32", check_layer(hidden, weight, bias))
     e = _check_embedding(embedding, len(weight))
     target, counted = _check_target(target, (*hidden.shape[:-1], len(weight)), ignore_index)
-    soft, eager = target.is_floating_point(), plain(hidden, weight, bias, target, embedding)
     h, rows = hidden.reshape(-1, hidden.shape[-1]), counted.reshape(-1)
-    t = target.reshape(-1, len(weight)) if soft else target.reshape(-1)
-    options = (with_ce, logit_scale, logit_softcap, chunk_size, accumulate == "float32", dtype)
-    if soft and eager:
-        size = -(-len(h) // max(-(-len(h) // chunk_size), 1))  # equal to one row
-        chunks = [slice(i, i + size) for i in range(0, len(h), size or 1)] or [slice(0, 0)]
-        loss = torch.cat([_again(h[i], weight, bias, t[i], rows[i], e, *options) for i in chunks])
-    elif soft or not (eager or (compiling() and not transformed())):
-        loss = linear_rows(h, weight, bias, t, rows, e, *options)
-    else:
-        loss = linear_emo(h, weight, bias, t, rows, e, reduction == "none", *options)
-        if reduction == "mean":
-            return loss / counted.sum().clamp(min=1)
-    return loss if loss.dim() == 0 else reduce_loss(loss.reshape(counted.shape), reduction, counted)
-
-
-def _again(*arguments: Any) -> Tensor:
-    """:func:`linear_rows`, computed a second time for the gradient."""
-    loss: Tensor = checkpoint(linear_rows, *arguments, use_reentrant=False, preserve_rng_state=False)
-    return loss
+    t = target.reshape(-1, len(weight)) if target.is_floating_point() else target.reshape(-1)
+    loss = linear_emo(h, weight, bias, t, rows, e, reduction == "none", options)
+    if loss.dim() == 1:
+        return reduce_loss(loss.reshape(counted.shape), reduction, counted)
+    return loss if reduction == "sum" else loss / counted.sum().clamp(min=1)
 
 
 def _options(**options: Any) -> dict[str, Any]:

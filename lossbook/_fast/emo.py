@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from lossbook._common import FAR
 from lossbook._fast._function import Formula, Kept, fused
-from lossbook._torch import batched, full_precision, last_backward, plain, readable
+from lossbook._torch import batched, compiling, full_precision, last_backward, plain, readable, transformed
 
 # numbers worked on at once: a block that stays in the cache, and room beside one chunk's scores
 BLOCK, ROOM = 2**16, 2**22
@@ -136,15 +137,40 @@ _LIBRARY.define(  # type: ignore[no-untyped-call]
 )
 
 
-def linear_emo(hidden: Tensor, weight: Tensor, bias: Tensor | None, *constants: Any) -> Tensor:
-    """The sum over the rows, or the loss of each; ``constants`` are target, counted, embedding, rows and options."""
-    t, counted, embedding, rows, *options = constants
+def linear_emo(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    counted: Tensor,
+    embedding: Tensor,
+    rows: bool,
+    options: tuple[Any, ...],
+) -> Tensor:
+    """The loss of each row, or unless ``rows`` perhaps their sum."""
+    from lossbook.emo import linear_rows
+
+    soft, eager = target.is_floating_point(), plain(hidden, weight, bias, target, embedding)
+    arguments = (hidden, weight, bias, target, counted, embedding)
+    if soft and eager:
+        losses: list[Tensor] = []
+        for at in _chunks(len(hidden), options[3]) or [slice(0)]:
+            few = (hidden[at], weight, bias, target[at], counted[at], embedding)
+            # computed a second time for the gradient
+            losses.append(checkpoint(linear_rows, *few, *options, use_reentrant=False, preserve_rng_state=False))
+        return torch.cat(losses)
+    if soft or not (eager or (compiling() and not transformed())):
+        return linear_rows(*arguments, *options)
     graph = torch.is_grad_enabled() and not rows
     wanted = [graph and x is not None and x.requires_grad for x in (hidden, weight, bias)]
-    loss: Tensor = torch.ops.lossbook.linear_emo(
-        hidden, weight, bias, t, counted, embedding, None, wanted, rows, *options
-    )[0]
+    loss: Tensor = torch.ops.lossbook.linear_emo(*arguments, None, wanted, rows, *options)[0]
     return loss
+
+
+def _chunks(rows: int, most: int) -> list[slice]:
+    """As few chunks as possible, equal to one row."""
+    size = -(-rows // max(-(-rows // most), 1))
+    return [slice(i, min(i + size, rows)) for i in range(0, rows, size or 1)]
 
 
 def _room(
@@ -183,21 +209,20 @@ def _run(
     loss, grad_h, grad_w, grad_b = _room(hidden, weight, wanted, rows, wide)
     with torch.no_grad(), full_precision(hidden.device):
         w, b = weight.to(dtype), None if bias is None else bias.to(dtype)
-        chunks = max(-(-len(hidden) // chunk_size), 1)
-        size = -(-len(hidden) // chunks)  # equal to one row
+        chunks = _chunks(len(hidden), chunk_size)
+        size = chunks[0].stop if chunks else 0
         room = w.new_empty(size, len(w))
         costs = Costs(embedding, loss.dtype, min(size, 2048))
         piece = max(ROOM // len(w), PIECE)
         whole = readable(counted) and bool(counted.all())
-        for i in range(0, len(hidden), size or 1):
-            at = slice(i, i + size)
+        for at in chunks:
             h = hidden[at].to(dtype)
             if not whole:
                 h = h.masked_fill(~counted[at].unsqueeze(-1), 0)  # an ignored row may hold NaN
             s = room[: len(h)]
             _ = torch.mm(h, w.t(), out=s) if b is None else torch.addmm(b, h, w.t(), out=s)
             for j in range(0, len(h), piece):
-                few, these = slice(j, j + piece), slice(i + j, i + min(j + piece, len(h)))
+                few, these = slice(j, j + piece), slice(at.start + j, min(at.start + j + piece, at.stop))
                 x, slope = _capped(s[few].to(loss.dtype), scale, softcap)
                 losses, (g,) = value(x, target[these], counted[these], embedding, with_ce, costs)
                 if rows:
