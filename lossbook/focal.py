@@ -1,43 +1,27 @@
 r"""Losses that let the easy samples go: truncated, softly truncated, focal and asymmetric cross-entropy.
 
-Most samples of a detector are easy, and their many small losses outweigh the few hard ones. Each loss here multiplies
-cross-entropy by a weight that falls as the sample is got right: to zero past a margin (:func:`hard_truncated_bce`),
-along a sigmoid (:func:`soft_truncated_bce`), or as a power of the error (:func:`sigmoid_focal_loss`,
-:func:`asymmetric_loss`). The softmax forms are :func:`soft_truncated_cross_entropy` and :func:`softmax_focal_loss`.
-A module of the same name wraps each. The page Recipes shows them in training loops.
+Each multiplies cross-entropy by a weight that falls as the sample is got right: to zero past a margin
+(:func:`hard_truncated_bce`), along a sigmoid (:func:`soft_truncated_bce`), or as a power of the error
+(:func:`sigmoid_focal_loss`, :func:`asymmetric_loss`). The softmax forms are :func:`soft_truncated_cross_entropy` and
+:func:`softmax_focal_loss`. A module of the same name wraps each. The page Recipes shows them in training loops.
 
-Each loss holds its formula as a function of that name. float16 and bfloat16 scores are computed in float32, and the
-loss is float32. Values of labels, masks aside, are checked on the CPU only: elsewhere the check would wait for the
-device.
+float16 and bfloat16 scores are computed in float32, and the loss is float32. Values of targets and weights are checked
+on the CPU only: elsewhere the check would wait for the device.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from lossbook._checks import (
-    check_classes,
-    check_constant,
-    check_distribution,
-    check_flag,
-    check_floating,
-    check_ignore_index,
-    check_index,
-    check_integer,
-    check_labels,
-    check_mask,
-    check_number,
-    check_reduction,
-    check_scores,
-    describe,
-)
+from lossbook import _checks as checks
+from lossbook._checks import check_index, check_number, check_per_class, check_reduction, check_scores
 from lossbook._common import FAR, LossModule, finite, reduce_loss, rest_margin, rest_margins, sigmoid, softplus
 from lossbook._fast import focal as fast
-from lossbook._torch import readable
 
 __all__ = [
     "AsymmetricLoss",
@@ -85,7 +69,7 @@ def hard_truncated_bce(
         A scalar, or the shape of ``input`` with ``reduction="none"``.
 
     Raises:
-        TypeError: an argument is of a wrong type or dtype.
+        TypeError: an argument has a wrong type or dtype.
         ValueError: shapes differ, a label is neither 0 nor 1, or an option is out of range.
 
     Example:
@@ -96,7 +80,7 @@ def hard_truncated_bce(
     Equation :eq:`focal-hard` of the chapter. Source: Su Jianlin, scientific spaces 4293 (2017).
     """
     m = check_number("margin", margin, low=0.0, high=1.0)
-    # p_t < m in scores: a probability may round to 0 or 1, a margin of exactly that would then be met
+    # p_t < m in scores: a probability may round to 0 or 1, and so meet such a margin
     z_m = math.log((1 - m) / m) if 0 < m < 1 else math.copysign(math.inf, 0.5 - m)
 
     def formula(s: Tensor, y: Tensor) -> Tensor:
@@ -104,7 +88,8 @@ def hard_truncated_bce(
         weight = (z > z_m).to(z.dtype) + 0.5 * (z == z_m).to(z.dtype)
         return weight * softplus(z)
 
-    return _each(formula, fast.hard_truncated_steps(z_m), input, target, mask, reduction, hard=True)
+    steps = fast.hard_truncated_steps(z_m)
+    return _each(formula, steps, input, target, mask, reduction, hard=True)
 
 
 def soft_truncated_bce(
@@ -114,10 +99,7 @@ def soft_truncated_bce(
 
     .. math::
 
-        L = \begin{cases}
-            -\sigma(-K s) \log \sigma(s) & y = 1 \\
-            -\sigma(K s) \log \sigma(-s) & y = 0
-        \end{cases}
+        L = -\sigma(-K s) \log \sigma(s) \text{ for } y = 1, \qquad -\sigma(K s) \log \sigma(-s) \text{ for } y = 0
 
     For :math:`K \to \infty` it becomes :func:`hard_truncated_bce` at a margin of 1/2. At :math:`K = 1` it is
     :func:`sigmoid_focal_loss` with :math:`\gamma = 1`. The weight carries gradient.
@@ -133,7 +115,7 @@ def soft_truncated_bce(
         A scalar, or the shape of ``input`` with ``reduction="none"``.
 
     Raises:
-        TypeError: an argument is of a wrong type or dtype.
+        TypeError: an argument has a wrong type or dtype.
         ValueError: shapes differ, a label is neither 0 nor 1, or an option is out of range.
 
     Example:
@@ -149,7 +131,8 @@ def soft_truncated_bce(
         z = (1 - 2 * y) * finite(s)  # how far the score lies on the wrong side
         return sigmoid(finite(k * z)) * softplus(z)
 
-    return _each(formula, fast.soft_truncated_steps(k), input, target, mask, reduction, hard=True)
+    steps = fast.soft_truncated_steps(k)
+    return _each(formula, steps, input, target, mask, reduction, hard=True)
 
 
 def sigmoid_focal_loss(
@@ -184,35 +167,33 @@ def sigmoid_focal_loss(
         A scalar, or the shape of ``input`` with ``reduction="none"``.
 
     Raises:
-        TypeError: an argument is of a wrong type or dtype.
+        TypeError: an argument has a wrong type or dtype.
         ValueError: shapes differ, a label lies outside [0, 1], or an option is out of range.
 
     Example:
         >>> s, t = torch.tensor([2.0, 0.0, -1.0]), torch.tensor([1.0, 1.0, 0.5])
         >>> sigmoid_focal_loss(s, t, reduction="none").round(decimals=4)
         tensor([0.0018, 0.1733, 0.2033])
-        >>> print(round(sigmoid_focal_loss(s, t, gamma=0.5, alpha=0.25).item(), 4))
-        0.1403
 
     Equation :eq:`focal-loss` of the chapter. Source: Su Jianlin, scientific spaces 4733 (2017); focal loss, arXiv
     1708.02002.
     """
-    g = _gamma("gamma", gamma)
-    alpha = _alpha(alpha, input)
+    g, w = _gamma("gamma", gamma), _alpha(alpha, input)
 
     def formula(s: Tensor, t: Tensor) -> Tensor:
         s = finite(s)
         m = torch.where(s > 0, -s, s)  # -|s|, with a slope at 0
         v = torch.exp(m)
-        a = torch.where(s > 0, 1 - t, t)  # the share of the label on the side where the score is not
+        a = torch.where(s > 0, 1 - t, t)  # the label on the side without the score
         bce = torch.log1p(v) - a * m
         # 1 - p_t = (a + (1 - a) v) / (1 + v); log v is m, also where v has rounded to 0
-        odds = torch.where(a > 0, torch.log(torch.where(a > 0, a + (1 - a) * v, 1)), m)
-        loss = torch.exp(g * (odds - torch.log1p(v))) * bce
-        return loss if alpha is None else (alpha * t + (1 - alpha) * (1 - t)) * loss
+        odds = torch.log(torch.where(a > 0, a + (1 - a) * v, 1))
+        log_error = torch.where(a > 0, odds, m) - torch.log1p(v)
+        loss = torch.exp(g * log_error) * bce
+        return loss if w is None else (w * t + (1 - w) * (1 - t)) * loss
 
-    steps = fast.focal_steps(g, alpha)
-    return _each(formula, steps, input, target, mask, reduction, rows=isinstance(alpha, Tensor))
+    steps = fast.focal_steps(g, w)
+    return _each(formula, steps, input, target, mask, reduction)
 
 
 def asymmetric_loss(
@@ -226,7 +207,7 @@ def asymmetric_loss(
     mask: Tensor | None = None,
     reduction: str = "mean",
 ) -> Tensor:
-    r"""Asymmetric loss (ASL) of independent labels: a focal loss with a power for each label and a clip for negatives.
+    r"""Asymmetric loss (ASL) of independent labels: focal loss with a power for each label and a clip for negatives.
 
     .. math::
 
@@ -234,8 +215,8 @@ def asymmetric_loss(
         p = \sigma(s), \quad q = \max(p - c, 0)
 
     A negative with a probability up to the clip :math:`c` costs nothing and has gradient 0. The paper sums over labels
-    and samples; with ``reduction="mean"`` learning rates are larger by that number. Labels between 0 and 1 weigh the
-    two terms, while the published code takes one power of a mixture for them.
+    and samples, ``reduction="sum"``. Labels between 0 and 1 weigh the two terms, while the published code takes one
+    power of a mixture for them.
 
     Args:
         input: scores :math:`s`, any shape.
@@ -243,8 +224,7 @@ def asymmetric_loss(
         gamma_neg: the power :math:`\gamma_-` of negatives in [0, 1000].
         gamma_pos: the power :math:`\gamma_+` of positives in [0, 1000].
         clip: the probability :math:`c` in [0, 1) taken off negatives.
-        detach_weight: let no gradient pass through the powers, as ``disable_torch_grad_focal_loss`` of the published
-            code does.
+        detach_weight: let no gradient through the powers (``disable_torch_grad_focal_loss`` of the published code).
         mask: boolean, broadcastable to ``input``; False leaves an element out, whatever stands there.
         reduction: ``"mean"`` over the elements that count, ``"sum"`` or ``"none"``.
 
@@ -252,7 +232,7 @@ def asymmetric_loss(
         A scalar, or the shape of ``input`` with ``reduction="none"``.
 
     Raises:
-        TypeError: an argument is of a wrong type or dtype.
+        TypeError: an argument has a wrong type or dtype.
         ValueError: shapes differ, a label lies outside [0, 1], or an option is out of range.
 
     Example:
@@ -260,38 +240,44 @@ def asymmetric_loss(
         >>> asymmetric_loss(s, t, reduction="none").round(decimals=4)
         tensor([0.0151, 0.8386, 0.0000])
 
-    Source: asymmetric loss, arXiv 2009.14119; its relative is :eq:`focal-loss` of the chapter.
+    Source: asymmetric loss, arXiv 2009.14119. With equal powers and no clip it is :eq:`focal-loss` of the chapter.
     """
-    minus, plus = _gamma("gamma_neg", gamma_neg), _gamma("gamma_pos", gamma_pos)
-    c = check_number("clip", clip, low=0.0, high=1.0, open_high=True)
-    constant = check_flag("detach_weight", detach_weight)
-    # the score of the clip: the first part is exact in float32, so that scores near it lose no digits
-    score = math.log(c) - math.log1p(-c) if c else 0.0
-    high = round(score * 2**16) / 2**16
-    low = score - high
+    given = _asymmetric_options(gamma_neg, gamma_pos, clip, detach_weight)
+    minus, plus, c, constant = given.values()
+    score = math.log(c) - math.log1p(-c) if c else 0.0  # the score of the clip
+    high = round(score * 2**16) / 2**16  # exact in float32: s - high keeps every digit
+    options = (minus, plus, c, (high, score - high), constant)
 
     def formula(s: Tensor, t: Tensor) -> Tensor:
-        s = finite(s)
-        log_p, log_n = -softplus(-s), -softplus(s)
-        log_q, rest, above = log_p, -log_n, s == s
-        if c:  # q = (1 - c) p (1 - e^-d), 1 - q = 1 - p + c
-            d = (s - high) - low
-            above = d > 0
-            log_q = log_p + math.log1p(-c) + _log_of_rest(torch.where(above, d, 1))
-            q = torch.exp(log_q)
-            small = torch.where(q < 0.5, q, 0)
-            rest = -torch.where(q < 0.5, torch.log1p(-small), torch.log(torch.exp(log_n) + c))
-        weight_pos, weight_neg = torch.exp(plus * log_n), torch.exp(minus * log_q)
-        if constant:
-            weight_pos, weight_neg = weight_pos.detach(), weight_neg.detach()
-        return -t * weight_pos * log_p + (1 - t) * torch.where(above, weight_neg * rest, 0)
+        return _asymmetric(s, t, *options)
 
-    steps = fast.asymmetric_steps(minus, plus, c, (high, low), constant)
+    steps = fast.asymmetric_steps(*options)
     return _each(formula, steps, input, target, mask, reduction)
 
 
+def _asymmetric(
+    s: Tensor, t: Tensor, minus: float, plus: float, c: float, level: tuple[float, float], constant: bool
+) -> Tensor:
+    """The formula of :func:`asymmetric_loss`."""
+    s = finite(s)
+    log_p, log_n = -softplus(-s), -softplus(s)
+    log_q, rest, above = log_p, -log_n, s == s
+    if c:  # q = (1 - c) p (1 - e^-d), 1 - q = 1 - p + c
+        d = (s - level[0]) - level[1]
+        above = d > 0
+        log_q = log_p + math.log1p(-c) + _log_of_rest(torch.where(above, d, 1))
+        q = torch.exp(log_q)
+        near = torch.log1p(-torch.where(q < 0.5, q, 0))
+        rest = -torch.where(q < 0.5, near, torch.log(torch.exp(log_n) + c))
+    weight_pos, weight_neg = torch.exp(plus * log_n), torch.exp(minus * log_q)
+    if constant:
+        weight_pos, weight_neg = weight_pos.detach(), weight_neg.detach()
+    negative = torch.where(above, weight_neg * rest, 0)
+    return -t * weight_pos * log_p + (1 - t) * negative
+
+
 def _log_of_rest(d: Tensor) -> Tensor:
-    """log(1 - e^-d) for d > 0, in every derivative."""
+    """log(1 - e^-d) for d > 0, right in every derivative."""
     near = d < 0.7
     by_expm1 = torch.log(-torch.expm1(-torch.where(near, d, 0.5)))
     return torch.where(near, by_expm1, torch.log1p(-torch.exp(-torch.where(near, 1, d))))
@@ -318,22 +304,19 @@ def softmax_focal_loss(
 
     Args:
         input: scores :math:`s`, shape ``(..., C)``, or with the classes in dimension ``dim``.
-        target: class indices :math:`t`, shape ``(...)``, or soft targets :math:`\tau` of a floating dtype and the shape
-            of ``input``, which sum to 1.
+        target: class indices :math:`t`, shape ``(...)``; or soft targets, floating, the shape of ``input``.
         gamma: the power :math:`\gamma` in [0, 1000]; 0 gives cross-entropy.
         weight: a weight :math:`w \ge 0` per class, shape ``(C,)``; None for ones.
         ignore_index: rows with this target are left out.
         dim: the dimension of the classes.
-        reduction: ``"mean"`` over the rows that count (their number, not the sum of their weights), ``"sum"`` or
-            ``"none"``.
+        reduction: ``"mean"`` over the rows that count (not the sum of their weights), ``"sum"`` or ``"none"``.
 
     Returns:
         A scalar, or shape ``(...)`` with ``reduction="none"`` (0 at ignored rows).
 
     Raises:
-        TypeError: an argument is of a wrong type or dtype.
-        ValueError: shapes do not fit, an index lies outside [0, C), a soft target's row does not sum to 1, a weight is
-            negative or not finite, or an option is out of range.
+        TypeError: an argument has a wrong type or dtype.
+        ValueError: shapes do not fit, a target, a weight or an option is out of range.
 
     Example:
         >>> s = torch.tensor([[2.0, 1.0, 0.0], [2.0, 1.0, 0.0]])
@@ -345,17 +328,17 @@ def softmax_focal_loss(
     """
     g = _gamma("gamma", gamma)
     s, t, counted = _rows(input, target, ignore_index, dim, reduction)
-    w = None if weight is None else _weight(weight, s.shape[-1]).to(s.dtype)
+    w = None if weight is None else check_per_class("weight", weight, s.shape[-1]).to(s)
 
-    def focal(z: Tensor) -> Tensor:
-        """(1 - p_t)^gamma (-log p_t), z being how far the other classes lie above class t."""
+    def focal(z: Tensor) -> Tensor:  # z: how far the other classes lie above class t
         return torch.exp(-g * softplus(-z)) * softplus(z)
 
     def formula(s: Tensor, t: Tensor, counted: Tensor) -> Tensor:
         return focal(rest_margin(finite(s), t, counted))
 
     if counted is None:  # soft targets
-        loss = ((t if w is None else t * w) * focal(rest_margins(_near_top(finite(s))))).sum(-1)
+        shares = t if w is None else t * w
+        loss = (shares * focal(rest_margins(_below_top(s)))).sum(-1)
     else:
         loss = fast.softmax_focal(formula, s, t, counted, g)
         loss = loss if w is None else loss * w[t]
@@ -383,8 +366,7 @@ def soft_truncated_cross_entropy(
 
     Args:
         input: scores :math:`s`, shape ``(..., C)``, or with the classes in dimension ``dim``.
-        target: class indices :math:`t`, shape ``(...)``, or soft targets :math:`\tau` of a floating dtype and the shape
-            of ``input``, which sum to 1.
+        target: class indices :math:`t`, shape ``(...)``; or soft targets, floating, the shape of ``input``.
         sharpness: :math:`K \ge 0`; 0 gives cross-entropy divided by the number of classes.
         ignore_index: rows with this target are left out.
         dim: the dimension of the classes.
@@ -394,9 +376,8 @@ def soft_truncated_cross_entropy(
         A scalar, or shape ``(...)`` with ``reduction="none"`` (0 at ignored rows).
 
     Raises:
-        TypeError: an argument is of a wrong type or dtype.
-        ValueError: shapes do not fit, an index lies outside [0, C), a soft target's row does not sum to 1, or an option
-            is out of range.
+        TypeError: an argument has a wrong type or dtype.
+        ValueError: shapes do not fit, a target or an option is out of range.
 
     Example:
         >>> s = torch.tensor([[2.0, 1.0, 0.0], [2.0, 1.0, 0.0]])
@@ -410,12 +391,15 @@ def soft_truncated_cross_entropy(
 
     def formula(s: Tensor, t: Tensor, counted: Tensor) -> Tensor:
         s = finite(s)
-        d = s - s.detach().amin(-1, keepdim=True)  # subtracted first, so a common offset costs no digits
-        return sigmoid(-rest_margin(finite(-k * d), t, counted)) * softplus(rest_margin(s, t, counted))
+        # subtracted first, so a common offset costs no digits
+        turned = finite(-k * (s - s.detach().amin(-1, keepdim=True)))
+        weight = sigmoid(-rest_margin(turned, t, counted))
+        return weight * softplus(rest_margin(s, t, counted))
 
     if counted is None:  # soft targets
-        d = _near_top(finite(s))
-        loss = (t * sigmoid(-rest_margins(finite(-k * d))) * softplus(rest_margins(d))).sum(-1)
+        d = _below_top(s)
+        weight = sigmoid(-rest_margins(finite(-k * d)))
+        loss = (t * weight * softplus(rest_margins(d))).sum(-1)
     else:
         loss = fast.soft_truncated_rows(formula, s, t, counted, k)
     return reduce_loss(loss, reduction, counted)
@@ -431,37 +415,39 @@ def _each(
     target: Tensor,
     mask: Tensor | None,
     reduction: str,
-    *,
     hard: bool = False,
-    rows: bool = False,
 ) -> Tensor:
-    """Reduce ``formula(s, t)``, the loss of each element."""
+    """Reduce ``formula(s, t)``, the loss of each element; ``steps`` compute the same."""
     check_reduction(reduction)
     s = check_scores(input, rows=False)
-    mask = check_mask(mask, input.shape)
-    t = check_labels(target, input.shape, hard=hard, mask=mask)
-    if mask is not None:  # a negative with a score far below 0 costs nothing in any of these losses
+    mask = checks.check_mask(mask, input.shape)
+    t = checks.check_labels(target, input.shape, hard=hard, mask=mask)
+    if mask is not None:  # a negative far below 0 costs nothing in any of these losses
         s, t = s.masked_fill(~mask, -FAR), t.masked_fill(~mask, 0)
-    count: float | Tensor | None = {"mean": max(s.numel(), 1), "sum": 1}.get(reduction)
-    if reduction == "mean" and mask is not None:
+    count: Any = {"mean": max(s.numel(), 1), "sum": 1}.get(reduction)
+    if mask is not None and reduction == "mean":
         count = mask.expand(s.shape).sum().clamp(min=1)
-    return fast.elementwise(formula, steps, s, t, count, rows=rows)
+    return fast.elementwise(formula, steps, s, t, count)
 
 
 def _rows(
     input: Tensor, target: Tensor, ignore_index: int, dim: int, reduction: str
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Scores with the classes last, class indices and which rows count; or soft targets and None."""
+    """Scores with the classes last, class indices, which rows count; or soft targets, None."""
     check_reduction(reduction)
     s = check_scores(input, dim=dim)
-    classes = check_classes(s)
+    classes = checks.check_classes(s)
     if isinstance(target, Tensor) and target.is_floating_point():
-        return s, check_distribution(target, input.shape, dim=dim).to(s.dtype), None
-    return s, *check_index(target, s.shape[:-1], classes, ignore_index)
+        checks.check_ignore_index(ignore_index)
+        soft = checks.check_distribution(target, input.shape, dim=dim)
+        return s, soft.to(s.dtype), None
+    index, counted = check_index(target, s.shape[:-1], classes, checks.check_ignore_index(ignore_index))
+    return s, index, counted
 
 
-def _near_top(s: Tensor) -> Tensor:
+def _below_top(s: Tensor) -> Tensor:
     """The scores below the highest one: what is subtracted first costs no digits later."""
+    s = finite(s)
     return s - s.detach().amax(-1, keepdim=True)
 
 
@@ -470,34 +456,25 @@ def _gamma(name: str, value: float) -> float:
 
 
 def _sharpness(value: float) -> float:
-    """K of the soft truncations; float32 ends at 3.4e38, and from 1e30 on the sigmoid is a step anyway."""
+    """K of the soft truncations; from 1e30 on the sigmoid is a step anyway, and float32 ends."""
     return min(check_number("sharpness", value, low=0.0), FAR)
 
 
 def _alpha(alpha: float | Tensor | None, input: Tensor | None = None) -> float | Tensor | None:
-    """A number, or one value per label in the dtype of the computation."""
-    if alpha is None or not isinstance(alpha, Tensor) or alpha.dim() == 0:
-        return None if alpha is None else check_number("alpha", alpha, low=0.0, high=1.0)
-    check_constant(check_floating(alpha, "alpha", dims=1), "alpha")
-    if input is not None and tuple(alpha.shape) != tuple(input.shape[-1:]):
-        raise ValueError(f"alpha must have one value per label, shape {tuple(input.shape[-1:])}, got {describe(alpha)}")
-    if readable(alpha) and not bool(((alpha >= 0) & (alpha <= 1)).all()):
-        raise ValueError("alpha must hold numbers in [0, 1]")
-    return alpha if input is None else alpha.to(check_scores(input, rows=False).dtype)
+    if isinstance(alpha, Tensor) and alpha.dim():
+        labels = None if input is None else (*input.shape, 1)[input.dim() - 1]
+        checks.check_constant(check_per_class("alpha", alpha, labels, high=1.0), "alpha")
+        return alpha if input is None else alpha.to(check_scores(input, rows=False).dtype)
+    return None if alpha is None else check_number("alpha", alpha, low=0.0, high=1.0)
 
 
-def _weight(weight: Tensor, classes: int | None = None) -> Tensor:
-    """A weight for every class, finite and not negative; values are looked at on the CPU only."""
-    if not isinstance(weight, Tensor) or not weight.is_floating_point():
-        raise TypeError(f"weight must be a floating tensor with one weight per class, got {describe(weight)}")
-    if weight.dim() != 1 or classes not in (None, weight.numel()):
-        shape = "(C,)" if classes is None else f"({classes},)"
-        raise ValueError(f"weight must have one weight per class, shape {shape}, got {describe(weight)}")
-    if readable(weight):
-        wrong = ~(weight.isfinite() & (weight >= 0))
-        if bool(wrong.any()):
-            raise ValueError(f"weight must hold finite numbers >= 0, got {weight.detach()[wrong][0].item():g}")
-    return weight
+def _asymmetric_options(gamma_neg: float, gamma_pos: float, clip: float, detach_weight: bool) -> dict[str, Any]:
+    return {
+        "gamma_neg": _gamma("gamma_neg", gamma_neg),
+        "gamma_pos": _gamma("gamma_pos", gamma_pos),
+        "clip": check_number("clip", clip, low=0.0, high=1.0, open_high=True),
+        "detach_weight": checks.check_flag("detach_weight", detach_weight),
+    }
 
 
 # -------------------------------------------------------------------------------------------------------------- modules
@@ -530,7 +507,8 @@ class SigmoidFocalLoss(LossModule):
     """:func:`sigmoid_focal_loss` as a module; an ``alpha`` per label is a buffer and moves with it."""
 
     def __init__(self, *, gamma: float = 2.0, alpha: float | Tensor | None = None, reduction: str = "mean") -> None:
-        super().__init__(gamma=_gamma("gamma", gamma), alpha=_alpha(alpha), reduction=check_reduction(reduction))
+        check_reduction(reduction)
+        super().__init__(gamma=_gamma("gamma", gamma), alpha=_alpha(alpha), reduction=reduction)
 
     def forward(self, input: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
         """The loss of ``input`` and ``target``."""
@@ -549,13 +527,8 @@ class AsymmetricLoss(LossModule):
         detach_weight: bool = False,
         reduction: str = "mean",
     ) -> None:
-        super().__init__(
-            gamma_neg=_gamma("gamma_neg", gamma_neg),
-            gamma_pos=_gamma("gamma_pos", gamma_pos),
-            clip=check_number("clip", clip, low=0.0, high=1.0, open_high=True),
-            detach_weight=check_flag("detach_weight", detach_weight),
-            reduction=check_reduction(reduction),
-        )
+        options = _asymmetric_options(gamma_neg, gamma_pos, clip, detach_weight)
+        super().__init__(**options, reduction=check_reduction(reduction))
 
     def forward(self, input: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
         """The loss of ``input`` and ``target``."""
@@ -574,13 +547,9 @@ class SoftmaxFocalLoss(LossModule):
         dim: int = -1,
         reduction: str = "mean",
     ) -> None:
-        super().__init__(
-            gamma=_gamma("gamma", gamma),
-            weight=None if weight is None else _weight(weight),
-            ignore_index=check_ignore_index(ignore_index),
-            dim=check_integer("dim", dim),
-            reduction=check_reduction(reduction),
-        )
+        weight = None if weight is None else check_per_class("weight", weight)
+        gamma, rows = _gamma("gamma", gamma), _row_options(ignore_index, dim, reduction)
+        super().__init__(gamma=gamma, weight=weight, **rows)
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """The loss of ``input`` and ``target``."""
@@ -593,13 +562,17 @@ class SoftTruncatedCrossEntropy(LossModule):
     def __init__(
         self, *, sharpness: float = 1.0, ignore_index: int = -100, dim: int = -1, reduction: str = "mean"
     ) -> None:
-        super().__init__(
-            sharpness=_sharpness(sharpness),
-            ignore_index=check_ignore_index(ignore_index),
-            dim=check_integer("dim", dim),
-            reduction=check_reduction(reduction),
-        )
+        rows = _row_options(ignore_index, dim, reduction)
+        super().__init__(sharpness=_sharpness(sharpness), **rows)
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """The loss of ``input`` and ``target``."""
         return soft_truncated_cross_entropy(input, target, **self.options)
+
+
+def _row_options(ignore_index: int, dim: int, reduction: str) -> dict[str, Any]:
+    return {
+        "ignore_index": checks.check_ignore_index(ignore_index),
+        "dim": checks.check_integer("dim", dim),
+        "reduction": check_reduction(reduction),
+    }

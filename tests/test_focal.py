@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from functools import cache, partial
 
 import mpmath as mp
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -861,6 +862,154 @@ def test_the_mean_of_many_elements_needs_little_more_than_its_gradient(loss: Cal
     assert peak_ratio(lambda x: loss(x, t), s.float()) <= 1.7
 
 
+# --------------------------------------------------------------------------------- masks, alpha per label, soft targets
+
+
+@pytest.mark.parametrize("junk", [NAN, INF, -INF, 3.0])
+@pytest.mark.parametrize("loss", BINARY_LOSSES)
+def test_masked_elements_are_as_if_deleted(loss: Callable[..., Tensor], junk: float) -> None:
+    s, t = example(loss)
+    mask = torch.rand(s.shape) < 0.6
+    s, t = s.masked_fill(~mask, junk), t.masked_fill(~mask, 7.0 if math.isfinite(junk) else NAN)
+    for reduction in ("mean", "sum"):
+        wanted = loss(s[mask], t[mask], reduction=reduction)
+        kept = s[mask].requires_grad_()
+        (push,) = torch.autograd.grad(loss(kept, t[mask], reduction=reduction), kept)
+        x = s.clone().requires_grad_()
+        value = loss(x, t, mask=mask, reduction=reduction)
+        (first,) = torch.autograd.grad(value, x, create_graph=True)
+        (second,) = torch.autograd.grad(first.square().sum(), x, allow_unused=True)
+        torch.testing.assert_close(value, wanted)
+        for grad in (first.detach(), torch.func.grad(lambda x, r=reduction: loss(x, t, mask=mask, reduction=r))(s)):
+            torch.testing.assert_close(grad[mask], push)
+            assert (grad[~mask] == 0).all()
+        assert torch.isfinite(second).all()
+    assert (loss(s, t, mask=mask, reduction="none")[~mask] == 0).all()
+    assert loss(s, t, mask=torch.tensor(False)) == 0
+    column = torch.tensor([True, True, False, True, False])
+    s, t = example(loss)
+    torch.testing.assert_close(loss(s, t, mask=column), loss(s[:, column], t[:, column]))
+
+
+def test_alpha_may_be_one_value_per_label() -> None:
+    s, t = example(sigmoid_focal_loss)
+    alpha = torch.tensor([0.0, 1e-7, 0.25, 0.5, 1.0], dtype=torch.float64)
+    for labels in (t, t.round()):
+        columns = [
+            sigmoid_focal_loss(s[:, i], labels[:, i], alpha=a, reduction="none") for i, a in enumerate(alpha.tolist())
+        ]
+        each = sigmoid_focal_loss(s, labels, alpha=alpha, reduction="none")
+        torch.testing.assert_close(each, torch.stack(columns, -1), rtol=1e-12, atol=0)
+        grads = row_gradients(lambda x, y=labels: sigmoid_focal_loss(x, y, alpha=alpha), s)
+        torch.testing.assert_close(grads[0], grads[2])
+        assert (grads[0][labels[:, 0] == 1][:, 0] == 0).all()
+    torch.testing.assert_close(sigmoid_focal_loss(s, t, alpha=torch.tensor(0.25)), sigmoid_focal_loss(s, t, alpha=0.25))
+    module = SigmoidFocalLoss(alpha=alpha)
+    assert dict(module.named_buffers()).keys() == {"alpha"}
+    torch.testing.assert_close(module(s, t), sigmoid_focal_loss(s, t, alpha=alpha))
+    with pytest.raises(ValueError, match=r"alpha must have one value per class, shape \(5,\), got .* \(4,\)"):
+        sigmoid_focal_loss(s, t, alpha=alpha[:4])
+    with pytest.raises(ValueError, match="alpha must not require a gradient"):
+        sigmoid_focal_loss(s, t, alpha=alpha.clone().requires_grad_())
+
+
+SOFT_ROWS = [pytest.param(partial(softmax_focal_loss, gamma=g), id=f"focal-{g}") for g in (0.0, 0.5, 2.0)] + [
+    pytest.param(partial(soft_truncated_cross_entropy, sharpness=k), id=f"soft-{k}") for k in (0.0, 0.5, 1.0, 3.0)
+]
+
+
+@pytest.mark.parametrize("loss", SOFT_ROWS)
+def test_a_soft_target_weighs_the_losses_of_the_classes(loss: Callable[..., Tensor]) -> None:
+    torch.manual_seed(0)
+    for scale in (1.0, 20.0, 60.0):
+        s = torch.randn(7, 5, dtype=torch.float64) * scale
+        soft = torch.randn(7, 5, dtype=torch.float64).softmax(-1)
+        soft[0] = torch.tensor([0.0, 1.0, 0.0, 0.0, 0.0])
+
+        def by_class(x: Tensor, soft: Tensor = soft) -> Tensor:
+            return sum(soft[:, c] * loss(x, torch.full((7,), c), reduction="none") for c in range(5))
+
+        torch.testing.assert_close(loss(s, soft, reduction="none"), by_class(s), rtol=1e-12, atol=0)
+        torch.testing.assert_close(loss(s, soft), by_class(s).mean(), rtol=1e-12, atol=0)
+        wanted = torch.func.grad(lambda x: by_class(x).sum())(s)
+        for grad in row_gradients(lambda x, soft=soft: loss(x, soft, reduction="none"), s):
+            torch.testing.assert_close(grad, wanted, rtol=1e-11, atol=1e-13)
+        ours = torch.func.hessian(lambda x, soft=soft: loss(x, soft, reduction="sum"))(s)
+        torch.testing.assert_close(ours, torch.func.hessian(lambda x: by_class(x).sum())(s), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("loss", ROW_LOSSES)
+def test_classes_in_another_dimension(loss: Callable[..., Tensor]) -> None:
+    s, t = example(loss, (3, 2, 4, 5))
+    picture = s.movedim(-1, 1).contiguous()
+    x = picture.clone().requires_grad_()
+    value = loss(x, t, dim=1, reduction="none")
+    torch.testing.assert_close(value, loss(s, t, reduction="none"))
+    (grad,) = torch.autograd.grad(value.sum(), x)
+    torch.testing.assert_close(grad.movedim(1, -1), torch.func.grad(lambda x: loss(x, t, reduction="sum"))(s))
+    soft = torch.randn_like(s).softmax(-1)
+    torch.testing.assert_close(loss(picture, soft.movedim(-1, 1), dim=1), loss(s, soft))
+    with pytest.raises(ValueError, match=r"dim must name a dimension of input, in \[-4, 4\), got 4"):
+        loss(picture, t, dim=4)
+
+
+@pytest.mark.parametrize("loss", ALL)
+def test_unreduced_losses_can_be_edited_in_place(loss: Callable[..., Tensor]) -> None:
+    s, t = example(loss)
+    w = torch.rand(loss(s, t, reduction="none").shape, dtype=s.dtype)
+    x = s.clone().requires_grad_()
+    each = loss(x, t, reduction="none")
+    each *= w
+    each[w < 0.5] = 0
+    (grad,) = torch.autograd.grad(each.sum(), x)
+    w = w.masked_fill(w < 0.5, 0)
+    torch.testing.assert_close(grad, torch.func.grad(lambda x: (loss(x, t, reduction="none") * w).sum())(s))
+
+
+@pytest.mark.parametrize("loss", [sigmoid_focal_loss, asymmetric_loss])
+def test_labels_that_rounding_left_outside_are_clamped(loss: Callable[..., Tensor]) -> None:
+    s = torch.tensor([1.0, -2.0, 30.0, -40.0])
+    t = torch.tensor([1.0, 0.0, 1.0, 0.0])
+    rounded = torch.tensor([1.00009, -0.00009, 1.0000001, -1e-7])
+    torch.testing.assert_close(loss(s, rounded), loss(s, t))
+    torch.testing.assert_close(torch.vmap(loss)(s, rounded), torch.vmap(loss)(s, t))
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(s, rounded), loss(s, t))
+    with pytest.raises(ValueError, match=r"target must be labels in \[0, 1\]"):
+        loss(s, t + 2e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_second_derivatives_at_sure_scores(dtype: torch.dtype) -> None:
+    s = torch.tensor([12.0, 17.0, 30.0, 60.0, 80.0], dtype=dtype)
+    curve = torch.func.vmap(torch.func.hessian(lambda x: sigmoid_focal_loss(x, torch.ones_like(x), gamma=0)))
+    rows = torch.stack([s, torch.zeros_like(s)], -1)
+    of_rows = torch.func.vmap(torch.func.hessian(lambda x: softmax_focal_loss(x, torch.tensor(0), gamma=0)))
+    wanted = [mp_sigmoid(mp.mpf(x)) * mp_sigmoid(-mp.mpf(x)) for x in s.tolist()]
+    assert_near(curve(s), wanted, 8 * torch.finfo(dtype).eps, 0)
+    assert_near(of_rows(rows)[:, 0, 0], wanted, 8 * torch.finfo(dtype).eps, 0)
+
+
+def test_a_root_of_a_tiny_error() -> None:
+    value = sigmoid_focal_loss(torch.tensor(50.0), torch.tensor(1.0), gamma=0.5)
+    assert_near(value[None], [mp_sigmoid_focal(mp.mpf(50), 1, 0.5)], 4e-7, 0)
+
+
+@pytest.mark.parametrize("loss", ALL)
+def test_a_trace_computes_the_loss(loss: Callable[..., Tensor]) -> None:
+    s, t = example(loss)
+    traced = torch.jit.trace(lambda s: loss(s, t), (s,))
+    torch.testing.assert_close(traced(2 * s), loss(2 * s, t))
+
+
+def test_options_may_be_scalars_of_numpy_and_torch() -> None:
+    s, t = example(sigmoid_focal_loss)
+    torch.testing.assert_close(
+        sigmoid_focal_loss(s, t, gamma=np.float32(1.5), alpha=torch.tensor(0.25)),
+        sigmoid_focal_loss(s, t, gamma=1.5, alpha=0.25),
+    )
+
+
 # -------------------------------------------------------------------------------------------------------------- modules
 
 MODULES = [
@@ -1000,7 +1149,7 @@ ERRORS = [
         (S, T),
         {"weight": torch.ones(2)},
         ValueError,
-        r"weight must have one weight per class, shape \(3,\), got float32 tensor of shape \(2,\)",
+        r"weight must have one value per class, shape \(3,\), got float32 tensor of shape \(2,\)",
     ),
     (softmax_focal_loss, (S, T), {"weight": torch.ones(3, 1)}, ValueError, r"shape \(3,\), got float32 .* \(3, 1\)"),
     (softmax_focal_loss, (S, T), {"weight": T}, TypeError, "weight must be a floating tensor .*, got int64 tensor"),
@@ -1029,12 +1178,12 @@ def test_errors_name_the_argument(
         (SoftTruncatedBce, {"sharpness": -1}, "sharpness must be a finite number"),
         (SigmoidFocalLoss, {"gamma": -1}, "gamma must be a finite number"),
         (SigmoidFocalLoss, {"alpha": 1.5}, "alpha must be a finite number"),
-        (SigmoidFocalLoss, {"alpha": torch.tensor([0.5, 1.5])}, "alpha must hold numbers in"),
+        (SigmoidFocalLoss, {"alpha": torch.tensor([0.5, 1.5])}, r"alpha must hold numbers in \[0, 1\], got 1\.5"),
         (AsymmetricLoss, {"gamma_neg": -1}, "gamma_neg must be a finite number"),
         (AsymmetricLoss, {"gamma_pos": -1}, "gamma_pos must be a finite number"),
         (AsymmetricLoss, {"clip": 1}, "clip must be a finite number >= 0 and < 1, got 1"),
         (SoftmaxFocalLoss, {"gamma": -1}, "gamma must be a finite number"),
-        (SoftmaxFocalLoss, {"weight": torch.ones(2, 2)}, r"weight must have one weight per class, shape \(C,\)"),
+        (SoftmaxFocalLoss, {"weight": torch.ones(2, 2)}, r"weight must have one value per class, shape \(C,\)"),
         (SoftTruncatedCrossEntropy, {"sharpness": -1}, "sharpness must be a finite number"),
     ],
 )

@@ -24,10 +24,8 @@ HIGH = 80.0
 PIECE = 2**17
 
 
-def elementwise(
-    formula: Formula, steps: Steps, s: Tensor, t: Tensor, count: float | Tensor | None, *, rows: bool = False
-) -> Tensor:
-    """``formula(s, t)``, with ``count`` its sum over the count; ``rows`` keeps the last dimension of a piece whole."""
+def elementwise(formula: Formula, steps: Steps, s: Tensor, t: Tensor, count: float | Tensor | None) -> Tensor:
+    """``formula(s, t)``, with ``count`` its sum over the count."""
 
     def whole(s: Tensor, t: Tensor) -> Tensor:
         loss = formula(s, t.to(s.dtype))
@@ -37,7 +35,7 @@ def elementwise(
         slopes = s.new_empty(s.shape) if wanted else None
         losses = s.new_empty(s.shape) if count is None else None
         total = s.new_zeros(())
-        for s_part, t_part, loss, slope, *buffers in _pieces(s, t, losses, slopes, rows):
+        for s_part, t_part, loss, slope, *buffers in _pieces(s, t, losses, slopes):
             steps(s_part, t_part.to(s.dtype), loss, slope, *buffers)
             if losses is None:
                 total += loss.sum()
@@ -52,9 +50,9 @@ def elementwise(
     return fused(whole, value, slope, s, t)
 
 
-def _pieces(s: Tensor, t: Tensor, loss: Tensor | None, slope: Tensor | None, rows: bool) -> Iterator[list[Tensor]]:
-    """Scores, labels, losses, slopes and three buffers, a piece at a time."""
-    shape = (-1, s.shape[-1]) if rows and s.numel() else (-1,)
+def _pieces(s: Tensor, t: Tensor, loss: Tensor | None, slope: Tensor | None) -> Iterator[list[Tensor]]:
+    """Scores, labels, losses, slopes and three buffers, whole rows of the last dimension at a time."""
+    shape = (-1, s.shape[-1]) if s.dim() > 1 and s.numel() else (-1,)
     scores = s.reshape(shape)
     given = [scores, *(None if x is None else x.reshape(shape) for x in (t, loss, slope))]
     length = len(scores)
@@ -244,7 +242,7 @@ def soft_truncated_rows(formula: Formula, s: Tensor, t: Tensor, counted: Tensor,
         p, _, e, ce = softmax_terms(s, at)
         # dL/ds_i = r p_i + k r ce turned_i, dL/ds_t = -r e - k r ce (1 - r)
         grad = p.mul_(r).addcmul_(turned, k * r * ce).scatter_(-1, at, -r * (e + k * ce * rest))
-        loss = (r * ce).squeeze(-1)
+        loss = r.squeeze(-1) * ce.squeeze(-1)
         return loss.masked_fill_(~counted, 0), (grad, counted)
 
     def slope(g: Tensor, kept: Kept, spare: bool) -> Tensor:
