@@ -1,53 +1,42 @@
 r"""Margin softmax: classify into groups so that the embeddings can be searched.
 
-What is here: cosines with class vectors (:class:`CosineClassifier`), cross-entropy with a margin on the target's cosine
-(:func:`margin_softmax_loss`, :func:`am_softmax_loss`), three margins (:func:`additive_cosine_margin`,
-:func:`additive_angular_margin`, :func:`multiplied_angle`), the same loss for very many classes
-(:func:`linear_am_softmax_loss`) and the share of searches that succeed (:func:`retrieval_accuracy`).
-
-Plain torch, with ``head = CosineClassifier(128, num_classes)`` among the optimizer's parameters::
-
-    loss = am_softmax_loss(head(encoder(x)), y)
-    loss.backward()
-    optimizer.step()
-
-Lightning::
-
-    def training_step(self, batch, batch_idx):
-        x, y = batch
-        return am_softmax_loss(self.head(self.encoder(x)), y)
-
-Hugging Face ``Trainer``, for a model whose ``logits`` come from a :class:`CosineClassifier`::
-
-    def compute_loss(outputs, labels, num_items_in_batch=None):
-        return am_softmax_loss(outputs.logits, labels)
-    trainer = Trainer(..., compute_loss_func=compute_loss)
+Cosines with class vectors (:class:`CosineClassifier`), cross-entropy with a margin on the target's cosine
+(:func:`margin_softmax_loss`, :func:`am_softmax_loss`), three margins, the same losses for very many classes
+(:func:`linear_margin_softmax_loss`, :func:`linear_am_softmax_loss`) and the share of searches that succeed
+(:func:`retrieval_accuracy`). The page Recipes shows them in training loops, Lightning and Hugging Face.
 """
 
 from __future__ import annotations
 
-import contextlib
 import math
+import sys
+import warnings
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import Function
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from lossbook._common import (
+from lossbook._checks import (
+    HALF,
+    check_classes,
+    check_distribution,
+    check_floating,
     check_ignore_index,
-    check_index_target,
+    check_index,
+    check_integer,
     check_number,
     check_reduction,
     check_scores,
     describe,
-    eager,
-    reduce_loss,
-    values_readable,
+    refuse_sharded,
 )
+from lossbook._common import ABSENT, LossModule, reduce_loss, rest_margins, softplus
+from lossbook._fast.am_softmax import UNSHIFTED, LinearRest, margin_rows, rest_rows
+from lossbook._torch import compiling, full_precision, plain, readable
 
 __all__ = [
     "AdditiveAngularMargin",
@@ -55,6 +44,7 @@ __all__ = [
     "AmSoftmaxLoss",
     "CosineClassifier",
     "LinearAmSoftmaxLoss",
+    "LinearMarginSoftmaxLoss",
     "MarginSoftmaxLoss",
     "MultipliedAngle",
     "RetrievalAccuracy",
@@ -62,6 +52,7 @@ __all__ = [
     "additive_cosine_margin",
     "am_softmax_loss",
     "linear_am_softmax_loss",
+    "linear_margin_softmax_loss",
     "margin_softmax_loss",
     "multiplied_angle",
     "retrieval_accuracy",
@@ -73,30 +64,11 @@ Psi = Callable[[Tensor], Tensor]
 _SHORTEST = 1e-12
 # Cosines that were rounded may leave [-1, 1]: two steps of bfloat16 above 1 are 1.0156.
 _ROUNDING = 0.02
+# The chunks that torch.compile unrolls, unless chunk_size says otherwise.
+_UNROLLED = 16
 
 
-def _computing_dtype(*tensors: Tensor) -> torch.dtype:
-    """float64 where one of the tensors is, else float32."""
-    return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
-
-
-def _full_precision(device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """Switches autocast off: a bfloat16 product gives cosines of three digits, a margin needs more."""
-    if torch.amp.is_autocast_available(device.type):
-        return torch.autocast(device.type, enabled=False)
-    return contextlib.nullcontext()
-
-
-def _check_real(tensor: Tensor, name: str, *, dims: int | None = None) -> None:
-    """Raise unless ``tensor`` is real-valued, with at least one dimension, or exactly ``dims``; converts nothing."""
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"{name} must be a tensor, got {describe(tensor)}")
-    if not tensor.is_floating_point():
-        raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {describe(tensor)}")
-    if dims is not None and tensor.dim() != dims:
-        raise ValueError(f"{name} must have {dims} dimensions, one vector a row, got {describe(tensor)}")
-    if tensor.dim() < 1:
-        raise ValueError(f"{name} must have at least one dimension, got {describe(tensor)}")
+# ---------------------------------------------------------------------------------------------------------- cosines
 
 
 def _inverse_norm(vectors: Tensor) -> Tensor:
@@ -108,8 +80,10 @@ def _inverse_norm(vectors: Tensor) -> Tensor:
     return torch.where(long, 1 / torch.where(long, square, 1.0).sqrt(), 0.0)
 
 
-def _unit(vectors: Tensor) -> Tensor:
-    """The vectors at length 1."""
+def _unit(vectors: Tensor, *others: Tensor) -> Tensor:
+    """The vectors at length 1, in float64 where one of the tensors is, else in float32."""
+    wide = any(v.dtype == torch.float64 for v in (vectors, *others))
+    vectors = vectors.to(torch.float64 if wide else torch.float32)
     return vectors * _inverse_norm(vectors)
 
 
@@ -122,24 +96,30 @@ class CosineClassifier(nn.Module):
 
     The class vectors stay in float32: autocast, a bfloat16 or float16 embedding, ``.half()`` and
     ``.to(torch.bfloat16)`` leave them as they are. In bfloat16, which keeps three digits, a step of a thousandth of a
-    weight would be lost. ``.double()`` widens them. The cosines are float32, or float64 where the embedding or the
-    class vectors are. A vector shorter than 1e-12 has cosine 0 with every other and gradient 0. A vector longer than
-    1e19 (1e154 in float64), whose squares overflow, and one with NaN or infinity have cosine NaN with every other.
+    weight would be lost. ``.double()`` widens them. FSDP2 with ``MixedPrecisionPolicy(param_dtype=torch.bfloat16)``
+    steps them in float32, but hands a rounded copy to ``forward``, which warns. Give the head a group of its own,
+    before the model's: ``fully_shard(head, mp_policy=MixedPrecisionPolicy())``.
 
-    An embedding with NaN spoils the gradient of all class vectors, even where the loss ignores its row: 0 times NaN is
-    NaN. Put zeros in its place, or take :func:`linear_am_softmax_loss`, which does so.
+    The cosines are float32, or float64 where the embedding or the class vectors are. A vector shorter than 1e-12 has
+    cosine 0 with every other and gradient 0. One whose squares overflow (longer than 1e19, 1e154 in float64), and one
+    with NaN or infinity, have cosine NaN. An embedding with NaN spoils the gradient of all class vectors, even where
+    the loss ignores its row: put zeros in its place, or take :func:`linear_am_softmax_loss`, which does so.
+
+    Class vectors made on the meta device are drawn when ``to_empty`` gives them memory. Those that a checkpoint lacks
+    are drawn by ``from_pretrained`` of Hugging Face (transformers 5), unless the model's own ``_init_weights`` does it.
 
     Args:
         in_features: length of an embedding.
         num_classes: number of class vectors.
         device: where the class vectors are made.
+        dtype: float32, which is the default, or float64.
 
     Attributes:
         weight: the class vectors ``(num_classes, in_features)``, of length about 1 at the start.
 
     Raises:
         TypeError: a size that is not an integer; an embedding that is not a real-valued tensor.
-        ValueError: a size below 1; an embedding of another length.
+        ValueError: a size below 1; another dtype; an embedding of another length.
 
     Example:
         >>> import torch
@@ -155,61 +135,86 @@ class CosineClassifier(nn.Module):
 
     weight: nn.Parameter
 
-    def __init__(self, in_features: int, num_classes: int, *, device: torch.device | str | int | None = None) -> None:
+    def __init__(
+        self,
+        in_features: int,
+        num_classes: int,
+        *,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
-        self.in_features = _check_count("in_features", in_features)
-        self.num_classes = _check_count("num_classes", num_classes)
-        self.weight = nn.Parameter(torch.empty(num_classes, in_features, dtype=torch.float32, device=device))
+        self.in_features = check_integer("in_features", in_features, low=1)
+        self.num_classes = check_integer("num_classes", num_classes, low=1)
+        if dtype not in (None, torch.float32, torch.float64):
+            raise ValueError(f"dtype must be torch.float32 or torch.float64, got {dtype}")
+        shape = (self.num_classes, self.in_features)
+        self.weight = nn.Parameter(torch.empty(shape, dtype=dtype or torch.float32, device=device))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Draw the class vectors anew: directions uniform, lengths about 1."""
         nn.init.normal_(self.weight, std=self.in_features**-0.5)
+        self._undrawn = self.weight.is_meta
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> CosineClassifier:
         def keep_precision(tensor: Tensor) -> Tensor:
             changed = fn(tensor)
-            if changed.is_floating_point() and torch.finfo(changed.dtype).bits < 32:
+            if changed.is_floating_point() and changed.dtype in HALF:
                 return tensor.to(changed.device)  # moves, and skips the rounding
             return changed
 
-        return cast(CosineClassifier, super()._apply(keep_precision, recurse))  # type: ignore[no-untyped-call]
+        undrawn = self.weight.is_meta
+        super()._apply(keep_precision, recurse)  # type: ignore[no-untyped-call]
+        if undrawn and not self.weight.is_meta:  # to_empty: memory with anything in it
+            self.reset_parameters()
+        return self
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        # transformers sets this once _init_weights, which knows no class vectors, has seen the module. Parameters read
+        # from a checkpoint bear the mark already (since version 5), and what was drawn in place has a version.
+        if name == "_is_hf_initialized" and getattr(self, "_undrawn", False) and not self.weight.is_meta:
+            known = int(getattr(sys.modules.get("transformers"), "__version__", "0").partition(".")[0]) >= 5
+            if known and not getattr(self.weight, name, False) and self.weight._version == 0:
+                self.reset_parameters()
+            self._undrawn = False
 
     def forward(self, embedding: Tensor) -> Tensor:
         """Cosines ``(..., num_classes)`` of ``embedding`` ``(..., in_features)``."""
-        _check_real(embedding, "embedding")
-        if embedding.shape[-1] != self.in_features:
+        check_floating(embedding, "embedding")
+        if embedding.dim() < 1 or embedding.shape[-1] != self.in_features:
             raise ValueError(
                 f"embedding must have in_features={self.in_features} as its last dimension, got {describe(embedding)}"
             )
-        dtype = _computing_dtype(embedding, self.weight)
-        with _full_precision(embedding.device):
-            cosine = F.linear(_unit(embedding.to(dtype)), _unit(self.weight.to(dtype)))
+        if self.weight.dtype in HALF and not compiling():
+            warnings.warn(
+                f"the class vectors are rounded to {self.weight.dtype}: give the CosineClassifier a group of its own, "
+                "fully_shard(head, mp_policy=MixedPrecisionPolicy()), before the model's",
+                stacklevel=2,
+            )
+        with full_precision(embedding.device):
+            cosine = F.linear(_unit(embedding, self.weight), _unit(self.weight, embedding))
             return cosine.clamp(-1, 1)  # rounding gives 1 + 1e-7
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, num_classes={self.num_classes}"
 
 
-def _check_count(name: str, value: int) -> int:
-    """``value`` as an integer of at least 1, or an error that names the argument."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an integer, got {describe(value)}")
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, got {value}")
-    return value
+# ---------------------------------------------------------------------------------------------------------- margins
 
 
-class AdditiveCosineMargin(nn.Module):
-    """The module that :func:`additive_cosine_margin` returns.
+class _Margin(nn.Module):
+    """A function of the cosine with one number."""
 
-    Args:
-        m: the margin, a cosine.
+    m: float
 
-    Example:
-        >>> AdditiveCosineMargin(0.35)
-        AdditiveCosineMargin(m=0.35)
-    """
+    def extra_repr(self) -> str:
+        return f"m={self.m:g}"
+
+
+class AdditiveCosineMargin(_Margin):
+    """The module that :func:`additive_cosine_margin` returns."""
 
     def __init__(self, m: float = 0.35) -> None:
         super().__init__()
@@ -219,20 +224,9 @@ class AdditiveCosineMargin(nn.Module):
         """``cosine - m``, elementwise."""
         return check_scores(cosine, name="cosine", rows=False) - self.m
 
-    def extra_repr(self) -> str:
-        return f"m={self.m:g}"
 
-
-class AdditiveAngularMargin(nn.Module):
-    """The module that :func:`additive_angular_margin` returns.
-
-    Args:
-        m: the margin in radians.
-
-    Example:
-        >>> AdditiveAngularMargin(0.5)
-        AdditiveAngularMargin(m=0.5)
-    """
+class AdditiveAngularMargin(_Margin):
+    """The module that :func:`additive_angular_margin` returns."""
 
     def __init__(self, m: float = 0.5) -> None:
         super().__init__()
@@ -255,55 +249,28 @@ class AdditiveAngularMargin(nn.Module):
         shifted = torch.where(beyond, shifted.detach(), shifted)
         return torch.where(c < -math.cos(self.m), c - self.m * math.sin(self.m), shifted)
 
-    def extra_repr(self) -> str:
-        return f"m={self.m:g}"
 
-
-class MultipliedAngle(nn.Module):
-    """The module that :func:`multiplied_angle` returns.
-
-    Args:
-        m: the factor, 2, 3 or 4.
-
-    Example:
-        >>> MultipliedAngle(4)
-        MultipliedAngle(m=4)
-    """
+class MultipliedAngle(_Margin):
+    """The module that :func:`multiplied_angle` returns."""
 
     def __init__(self, m: int = 4) -> None:
         super().__init__()
-        if isinstance(m, bool) or not isinstance(m, int):
-            raise TypeError(f"m must be an integer, got {describe(m)}")
-        if m not in (2, 3, 4):
+        self.m = check_integer("m", m)
+        if self.m not in (2, 3, 4):
             raise ValueError(f"m must be 2, 3 or 4, got {m}")
-        self.m = m
 
     def forward(self, cosine: Tensor) -> Tensor:
         """``min(cos m theta, cos theta)``, elementwise."""
         c = check_scores(cosine, name="cosine", rows=False)
         double = 2 * c * c - 1  # Chebyshev's polynomials: cos 2 theta, cos 3 theta, cos 4 theta
-        multiple = {2: double, 3: c * (2 * double - 1), 4: 2 * double * double - 1}[self.m]
+        multiple = {2: double, 3: c * (2 * double - 1), 4: 2 * double * double - 1}[int(self.m)]
         return torch.minimum(multiple, c)
-
-    def extra_repr(self) -> str:
-        return f"m={self.m}"
 
 
 def additive_cosine_margin(m: float = 0.35) -> AdditiveCosineMargin:
-    r"""The margin of AM-softmax and CosFace: subtract a constant from the target's cosine.
+    r"""The margin of AM-softmax and CosFace, ``m`` >= 0: subtract a constant from the target's cosine.
 
     .. math:: \psi(\theta) = \cos\theta - m
-
-    Args:
-        m: the margin, a cosine, at least 0.
-
-    Returns:
-        A function of the cosine, elementwise, for ``psi`` of :func:`margin_softmax_loss`. float16 and bfloat16 give
-        float32.
-
-    Raises:
-        TypeError: ``m`` is not a number.
-        ValueError: ``m`` is negative or not finite.
 
     Example:
         >>> import torch
@@ -317,7 +284,7 @@ def additive_cosine_margin(m: float = 0.35) -> AdditiveCosineMargin:
 
 
 def additive_angular_margin(m: float = 0.5) -> AdditiveAngularMargin:
-    r"""The margin of ArcFace: add a constant to the target's angle.
+    r"""The margin of ArcFace, ``m`` from 0 to :math:`\pi / 2` radians: add a constant to the target's angle.
 
     .. math::
 
@@ -328,25 +295,10 @@ def additive_angular_margin(m: float = 0.5) -> AdditiveAngularMargin:
 
     The second case keeps :math:`\psi` decreasing in :math:`\theta`. At the border it steps down, from -1 to
     :math:`-\cos m - m \sin m`, about -1.12 for m = 0.5. Where rounding puts an angle beyond the border into the first
-    case, the slope there is 0.
-
-    The derivative by the cosine is :math:`\sin(\theta + m) / \sin\theta`, infinite at cosine 1. There the function
-    returns the slope of the chord from 1 to the next smaller number of the cosine's dtype,
-    :math:`\cos m + 2 \sin m / \sqrt{\epsilon}` to rounding: about 2800 in float32, 32 in float16, for m = 0.5. The
-    values are those of the formula at every number the dtype holds. To an embedding the choice makes no difference
-    beyond rounding: the cosine's own derivative, of length :math:`\sin\theta / \lVert z\rVert`, vanishes there. A
-    cosine that rounding left outside [-1, 1] counts as the nearer end.
-
-    Args:
-        m: the margin in radians, from 0 to :math:`\pi / 2`.
-
-    Returns:
-        A function of the cosine, elementwise, for ``psi`` of :func:`margin_softmax_loss`. float16 and bfloat16 give
-        float32.
-
-    Raises:
-        TypeError: ``m`` is not a number.
-        ValueError: ``m`` is not from 0 to :math:`\pi / 2`.
+    case, the slope there is 0. The derivative by the cosine is infinite at cosine 1. There the function returns the
+    slope of the chord to the next smaller number of the cosine's dtype, :math:`\cos m + 2 \sin m / \sqrt{\epsilon}` to
+    rounding: about 2800 in float32, 32 in float16, for m = 0.5. To an embedding the choice makes no difference beyond
+    rounding: the cosine's own derivative vanishes there. A cosine outside [-1, 1] counts as the nearer end.
 
     Example:
         >>> import torch
@@ -359,26 +311,14 @@ def additive_angular_margin(m: float = 0.5) -> AdditiveAngularMargin:
 
 
 def multiplied_angle(m: int = 4) -> MultipliedAngle:
-    r"""Multiply the target's angle, and never exceed the target's cosine: the post's short form.
+    r"""Multiply the target's angle by ``m`` (2, 3 or 4), and never exceed its cosine: the post's short form.
 
     .. math:: \psi(\theta) = \min(\cos m\theta,\, \cos\theta)
 
-    :math:`\cos m\theta` is a polynomial of the cosine (Chebyshev's), so no angle is computed. Where it is the smaller
-    of the two and falls with growing cosine, the gradient pulls the embedding away from its class: for m = 4 between
-    45 and 72 degrees, and again between 135 and 144. Where the two are equal, the gradient is the mean of theirs. The
-    paper that multiplied the angle first (SphereFace, arXiv 1704.08063) has another form, which falls with the angle
-    everywhere: :math:`(-1)^r \cos m\theta - 2r`, r the integer part of :math:`m\theta / \pi`.
-
-    Args:
-        m: the factor, 2, 3 or 4.
-
-    Returns:
-        A function of the cosine, elementwise, for ``psi`` of :func:`margin_softmax_loss`. float16 and bfloat16 give
-        float32.
-
-    Raises:
-        TypeError: ``m`` is not an integer.
-        ValueError: ``m`` is not 2, 3 or 4.
+    Where :math:`\cos m\theta` is the smaller of the two and falls with growing cosine, the gradient pulls the embedding
+    away from its class: for m = 4 between 45 and 72 degrees, and again between 135 and 144. The paper that multiplied
+    the angle first (SphereFace, arXiv 1704.08063) has another form, which falls with the angle everywhere:
+    :math:`(-1)^r \cos m\theta - 2r`, r the integer part of :math:`m\theta / \pi`.
 
     Example:
         >>> import torch
@@ -390,78 +330,81 @@ def multiplied_angle(m: int = 4) -> MultipliedAngle:
     return MultipliedAngle(m)
 
 
-# --- The loss from cosines ---
-#
-# With s the scale, the loss of a row is log(1 + e^(lse - s psi(c_t))), where c_t is the target's cosine and
-# lse = log sum_(i != t) e^(s c_i). Written so it is never negative, also at scale 64 with c_t = 1: the published short
-# cut, the log-sum-exp of all scores corrected for the target, cancels there. A row's work is therefore (c_t, lse), here
-# from the cosines, further down from embeddings and class vectors.
+# ------------------------------------------------------------------------------------------------ loss from cosines
 
 
-def _split_formula(cosine: Tensor, index: Tensor, counted: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """The target's cosine, and the log-sum-exp of the other classes' scores; rows not counted have no gradient."""
-    cosine = torch.where(counted.unsqueeze(-1), cosine, 0.0)
-    at = index.unsqueeze(-1)
-    s = cosine.to(_computing_dtype(cosine)) * scale
-    # the lowest number, not -inf: with a single class the log-sum-exp of nothing must stay finite
-    return cosine.gather(-1, at).squeeze(-1), s.scatter(-1, at, torch.finfo(s.dtype).min).logsumexp(-1)
+def rest_and_target(cosine: Tensor, t: Tensor, counted: Tensor, scale: float | Tensor) -> Tensor:
+    """``(..., 2)``: the log-sum-exp of the other classes' scores, and the target's cosine."""
+    cosine = cosine.masked_fill(~counted.unsqueeze(-1), 0)
+    at = t.unsqueeze(-1)
+    rest = (scale * cosine).scatter(-1, at, ABSENT).logsumexp(-1)
+    return torch.stack((rest, cosine.gather(-1, at).squeeze(-1)), -1)
 
 
-class _Split(Function):
-    """:func:`_split_formula` with one array of the size of the cosines at a time, forward and backward."""
-
-    @staticmethod
-    def forward(ctx: Any, cosine: Tensor, index: Tensor, counted: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-        at = index.unsqueeze(-1)
-        s = cosine.to(_computing_dtype(cosine), copy=True).mul_(scale)
-        s.scatter_(-1, at, torch.finfo(s.dtype).min)
-        top = s.amax(-1, keepdim=True)
-        lse = s.sub_(top).exp_().sum(-1).log_().add_(top.squeeze(-1))
-        ctx.scale = scale
-        ctx.save_for_backward(cosine, index, counted, lse)
-        return cosine.gather(-1, at).squeeze(-1), lse
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
-        cosine, index, counted, lse = ctx.saved_tensors
-        again = torch.is_grad_enabled()  # a derivative of this derivative was asked for
-        if again or not eager(*grads):
-            with torch.enable_grad():
-                outputs = _split_formula(cosine, index, counted, ctx.scale)
-            return *torch.autograd.grad(outputs, cosine, grads, create_graph=again), None, None, None
-        grad_t, grad_lse = grads
-        s = cosine.to(lse.dtype, copy=True).mul_(ctx.scale)
-        grad = s.sub_(lse.unsqueeze(-1)).exp_().mul_((grad_lse * ctx.scale).unsqueeze(-1))
-        grad.scatter_(-1, index.unsqueeze(-1), grad_t.to(grad.dtype).unsqueeze(-1))
-        return grad.masked_fill_(~counted.unsqueeze(-1), 0.0).to(cosine.dtype), None, None, None
+def margin_softmax(rest_and_target: Tensor, counted: Tensor, psi: Psi, scale: float | Tensor) -> Tensor:
+    """``log(1 + e^z)``, z the rest's log-sum-exp less the target's score: never negative, and no digit is lost."""
+    rest, cosine_t = rest_and_target[..., 0], rest_and_target[..., 1]
+    return softplus(rest - scale * psi(cosine_t)).masked_fill(~counted, 0)
 
 
-def _check_cosines(cosine: Tensor, index: Tensor, counted: Tensor) -> None:
-    """Raise if values far outside [-1, 1] show that these are no cosines; -inf is a class left out."""
-    least, most = (float(x) for x in torch.aminmax(cosine.detach()))
-    if least >= -1 - _ROUNDING and most <= 1 + _ROUNDING:
+def soft_margin_softmax(cosine: Tensor, target: Tensor, psi: Psi, scale: float | Tensor) -> Tensor:
+    """The loss of each class as target, with its own margin, weighted by the soft target."""
+    s = scale * cosine
+    rest = rest_margins(s) + s
+    absent = target == 0
+    loss = softplus((rest - scale * psi(cosine.masked_fill(absent, 0))).masked_fill(absent, 0))
+    return (target * loss).sum(-1)
+
+
+def _check_psi(psi: Psi) -> Psi:
+    if not callable(psi):
+        raise TypeError(f"psi must be a function of the cosine, got {describe(psi)}")
+    return psi
+
+
+def _check_scale(scale: float | Tensor) -> float | Tensor:
+    """``scale`` as a number, or as a tensor of no dimension where it takes a gradient or cannot be read."""
+    if not isinstance(scale, Tensor) or (readable(scale) and not scale.requires_grad):
+        return check_number("scale", scale, low=0, open_low=True)
+    if scale.numel() != 1 or not scale.is_floating_point():
+        raise ValueError(f"scale must be a number or a floating tensor of one, got {describe(scale)}")
+    if readable(scale):
+        check_number("scale", scale.detach().reshape(()), low=0, open_low=True)
+    return scale if isinstance(scale, nn.Parameter) and scale.dim() == 0 else scale.reshape(())
+
+
+def _shaped(psi: Psi, dtype: torch.dtype | None = None) -> Psi:
+    """``psi``, checked to return the shape it is given; the angular margin, whose slope at 1 depends on it, in dtype.
+
+    A float32's slope is too steep for a float16 gradient.
+    """
+
+    def call(cosine_t: Tensor) -> Tensor:
+        shape = cosine_t.shape
+        psi_t = psi(cosine_t.to(dtype) if dtype and isinstance(psi, AdditiveAngularMargin) else cosine_t)
+        if not isinstance(psi_t, Tensor) or psi_t.shape != shape:
+            raise ValueError(
+                f"psi must return a tensor of the shape it is given, {tuple(shape)}, got {describe(psi_t)}"
+            )
+        return psi_t
+
+    return call
+
+
+def _check_cosines(cosine: Tensor, cosine_t: Callable[[], Tensor], counted: Tensor | None = None) -> None:
+    """Raise if values far outside [-1, 1] show that these are no cosines; -inf is a class left out, never a target."""
+    if not readable(cosine) or cosine.numel() == 0:
         return
-    rows = cosine.detach()[counted]
-    rows = rows.to(_computing_dtype(rows))  # compared in bfloat16, the limit itself would be rounded
+    low, high = (float(x) for x in torch.aminmax(cosine.detach()))
+    if low >= -1 - _ROUNDING and high <= 1 + _ROUNDING:
+        return
+    rows = cosine.detach() if counted is None else cosine.detach()[counted]
     wrong = (rows.abs() > 1 + _ROUNDING) & (rows != -math.inf)
     if bool(wrong.any()):
         first = float(rows[wrong][0])
         raise ValueError(f"cosine must hold cosines, in [-1, 1] up to rounding (CosineClassifier), got {first:g}")
-    if bool((rows.gather(-1, index[counted].unsqueeze(-1)) == -math.inf).any()):
+    if bool((cosine_t() == -math.inf).any()):
         raise ValueError("cosine must be finite at the target, got -inf")
-
-
-def _margin_loss(cosine_t: Tensor, lse: Tensor, counted: Tensor, *, psi: Psi, scale: float, reduction: str) -> Tensor:
-    """``log(1 + e^(lse - s psi(c_t)))`` of each row, reduced."""
-    # the angular margin's slope at cosine 1 depends on the dtype: a float32's is too steep for a float16 gradient
-    psi_t = psi(cosine_t if isinstance(psi, AdditiveAngularMargin) else cosine_t.to(lse.dtype))
-    if not isinstance(psi_t, Tensor) or psi_t.shape != cosine_t.shape:
-        raise ValueError(
-            f"psi must return a tensor of the shape it is given, {tuple(cosine_t.shape)}, got {describe(psi_t)}"
-        )
-    # torch's threshold of 20 would be wrong in the tenth digit of a float64
-    loss = F.softplus(torch.where(counted, lse - scale * psi_t, 0.0), threshold=40)
-    return reduce_loss(torch.where(counted, loss, 0.0), reduction, counted)
 
 
 def margin_softmax_loss(
@@ -469,8 +412,9 @@ def margin_softmax_loss(
     target: Tensor,
     *,
     psi: Psi,
-    scale: float = 30.0,
+    scale: float | Tensor = 30.0,
     ignore_index: int = -100,
+    dim: int = -1,
     reduction: str = "mean",
 ) -> Tensor:
     r"""Cross-entropy of scaled cosines, the target's cosine made smaller by a margin.
@@ -481,17 +425,18 @@ def margin_softmax_loss(
 
     with :math:`\gamma` = ``scale``. The loss is never negative, and small losses keep their digits.
 
-    Shapes: cosines ``(..., C)``, targets ``(...)``; the loss is a scalar, or ``(...)`` with ``reduction="none"``.
-
     Args:
         cosine: cosines ``(..., C)``, as :class:`CosineClassifier` gives them. A class with cosine ``-inf`` is left out.
-        target: class indices ``(...)``.
+        target: class indices ``(...)``, or soft targets of the shape of ``cosine``: the loss of each class as target,
+            with its own margin, is weighted by them.
         psi: the margin, a function of the target's cosines ``(...)``, elementwise: :func:`additive_cosine_margin`,
             :func:`additive_angular_margin`, :func:`multiplied_angle` or any other with
             :math:`\psi(\theta) \le \cos\theta`.
-        scale: factor of the cosines. Cosines alone span too little: without it the loss stays far from 0.
+        scale: factor of the cosines, a number > 0 or a tensor of one that learns. Cosines alone span too little:
+            without it the loss stays far from 0.
         ignore_index: rows with this target do not count, and their gradient is 0.
-        reduction: ``"mean"`` over the rows that count, ``"sum"`` or ``"none"``.
+        dim: the dimension of the classes.
+        reduction: ``"mean"`` over the rows that count, ``"sum"`` or ``"none"``, of shape ``(...)``.
 
     Returns:
         The loss, in float32 for float16 and bfloat16 cosines.
@@ -510,21 +455,48 @@ def margin_softmax_loss(
     Equation :eq:`am-margin` of the chapter. Source: Su Jianlin, scientific spaces 5743 (2018) and 8656 (2021).
     """
     check_reduction(reduction)
-    scale = check_number("scale", scale, low=0, open_low=True)
-    if not callable(psi):
-        raise TypeError(f"psi must be a function of the cosine, got {describe(psi)}")
-    _check_real(cosine, "cosine")
-    if cosine.shape[-1] == 0:
-        raise ValueError(f"cosine must have at least one class, got {describe(cosine)}")
-    counted = check_index_target(target, tuple(cosine.shape[:-1]), cosine.shape[-1], check_ignore_index(ignore_index))
-    index = torch.where(counted, target, 0).long()
-    if values_readable(cosine, target) and cosine.numel() > 0:
-        _check_cosines(cosine, index, counted)
-    if eager(cosine, target):
-        cosine_t, lse = cast(tuple[Tensor, Tensor], _Split.apply(cosine, index, counted, scale))  # type: ignore[no-untyped-call]
+    scale, psi = _check_scale(scale), _check_psi(psi)
+    s = check_scores(cosine, name="cosine", dim=dim)
+    classes, call = check_classes(s, "cosine"), _shaped(psi, cosine.dtype)
+    if isinstance(target, Tensor) and target.is_floating_point() and target.dim() == cosine.dim():
+        tau = check_distribution(target, cosine.shape, dim=dim).to(s.dtype)
+        _check_cosines(s, lambda: s[tau > 0])
+        return reduce_loss(soft_margin_softmax(s, tau, call, scale), reduction)
+    t, counted = check_index(target, s.shape[:-1], classes, ignore_index)
+    _check_cosines(s, lambda: s.gather(-1, t.unsqueeze(-1)).squeeze(-1)[counted], counted)
+    shifted = isinstance(scale, Tensor) or scale > UNSHIFTED or not readable(s)
+    if isinstance(scale, Tensor):  # the scores by autograd, so that the scale gets its gradient
+        both = rest_rows(rest_and_target, scale * s, t, counted, 1.0, shifted)
+        loss = margin_softmax(both, counted, lambda s_t: call(s_t / scale), scale)
+    elif isinstance(psi, (_Margin, _Less)):  # no parameters of its own
+
+        def formula(s: Tensor, t: Tensor, counted: Tensor) -> Tensor:
+            return margin_softmax(rest_and_target(s, t, counted, scale), counted, call, scale)
+
+        loss = margin_rows(formula, partial(_value_and_slope, call, psi), s, t, counted, scale, shifted)
     else:
-        cosine_t, lse = _split_formula(cosine, index, counted, scale)
-    return _margin_loss(cosine_t, lse, counted, psi=psi, scale=scale, reduction=reduction)
+        both = rest_rows(rest_and_target, s, t, counted, scale, shifted)
+        loss = margin_softmax(both, counted, call, scale)
+    return reduce_loss(loss, reduction, counted)
+
+
+class _Less:
+    """The additive margin without a module around it."""
+
+    def __init__(self, m: float) -> None:
+        self.m = m
+
+    def __call__(self, cosine_t: Tensor) -> Tensor:
+        return cosine_t - self.m
+
+
+def _value_and_slope(call: Psi, psi: Psi, cosine_t: Tensor) -> tuple[Tensor, Tensor | None]:
+    """``psi`` of the target's cosines and its slope, None for 1."""
+    if isinstance(psi, (_Less, AdditiveCosineMargin)):
+        return cosine_t - psi.m, None
+    with torch.enable_grad():
+        psi_t = call(cosine_t.requires_grad_())
+        return psi_t.detach(), torch.autograd.grad(psi_t.sum(), cosine_t)[0]
 
 
 def am_softmax_loss(
@@ -532,8 +504,9 @@ def am_softmax_loss(
     target: Tensor,
     *,
     margin: float = 0.35,
-    scale: float = 30.0,
+    scale: float | Tensor = 30.0,
     ignore_index: int = -100,
+    dim: int = -1,
     reduction: str = "mean",
 ) -> Tensor:
     r"""AM-softmax: :func:`margin_softmax_loss` with :func:`additive_cosine_margin`, the usual choice.
@@ -542,24 +515,7 @@ def am_softmax_loss(
 
         -\log \frac{e^{\gamma(\cos\theta_t - m)}}{e^{\gamma(\cos\theta_t - m)} + \sum_{i \ne t} e^{\gamma \cos\theta_i}}
 
-    with m = ``margin`` and :math:`\gamma` = ``scale``.
-
-    Shapes: cosines ``(..., C)``, targets ``(...)``; the loss is a scalar, or ``(...)`` with ``reduction="none"``.
-
-    Args:
-        cosine: cosines ``(..., C)``, as :class:`CosineClassifier` gives them. A class with cosine ``-inf`` is left out.
-        target: class indices ``(...)``.
-        margin: what the target's cosine must lead by, at least 0.
-        scale: factor of the cosines.
-        ignore_index: rows with this target do not count, and their gradient is 0.
-        reduction: ``"mean"`` over the rows that count, ``"sum"`` or ``"none"``.
-
-    Returns:
-        The loss, in float32 for float16 and bfloat16 cosines.
-
-    Raises:
-        TypeError: an argument of the wrong type.
-        ValueError: as :func:`margin_softmax_loss`, and a negative ``margin``.
+    with m = ``margin``, at least 0, and :math:`\gamma` = ``scale``. All else is as in :func:`margin_softmax_loss`.
 
     Example:
         >>> import torch
@@ -570,140 +526,122 @@ def am_softmax_loss(
     Equation :eq:`am-loss` of the chapter. Source: Su Jianlin, scientific spaces 5743 (2018); AM-softmax, arXiv
     1801.05599; CosFace, arXiv 1801.09414.
     """
-    margin = check_number("margin", margin, low=0)
+    m = check_number("margin", margin, low=0)
     return margin_softmax_loss(
-        cosine,
-        target,
-        psi=lambda cosine_t: cosine_t - margin,
-        scale=scale,
-        ignore_index=ignore_index,
-        reduction=reduction,
+        cosine, target, psi=_Less(m), scale=scale, ignore_index=ignore_index, dim=dim, reduction=reduction
     )
 
 
-# --- The loss from embeddings and class vectors, some classes at a time ---
+# --------------------------------------------------------------------------- loss from embeddings and class vectors
 
 
-def _chunk_of(rows: int, size: int, chunk_size: int | None, device: torch.device) -> int:
-    """How many classes at a time: given, or so many that a chunk's scores and vectors have a fixed size together."""
-    if chunk_size is not None:
-        return chunk_size
-    # 16 MB lie in a CPU's last cache, 64 MB keep an accelerator busy; less, and the threads wait for each other
-    numbers = 2**22 if device.type == "cpu" else 2**24
-    return max(numbers // (rows + size), 128)
+def linear_rest_and_target(z: Tensor, weight: Tensor, t: Tensor, size: int | None = None) -> Tensor:
+    """``(R, 2)``: :func:`rest_and_target` of ``z`` ``(R, D)``, the unit embeddings times the scale, as scores.
 
-
-def _chunk_formula(z: Tensor, weight: Tensor, index: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """(c_t, lse) of one chunk of classes; ``index`` counts from the chunk's first, and c_t is 0 outside the chunk."""
-    with _full_precision(z.device):
-        cosine = z @ _unit(weight.to(z.dtype)).t()
-    inside = (index >= 0) & (index < weight.shape[0])
-    at = torch.where(inside, index, 0).unsqueeze(-1)
-    cosine_t = cosine.gather(-1, at).squeeze(-1)
-    s = cosine * scale
-    there = torch.where(inside, torch.finfo(s.dtype).min, cosine_t * scale)
-    return torch.where(inside, cosine_t, 0.0), s.scatter(-1, at, there.unsqueeze(-1)).logsumexp(-1)
-
-
-def _linear_split_formula(
-    embedding: Tensor, weight: Tensor, index: Tensor, scale: float, chunk: int
-) -> tuple[Tensor, Tensor]:
-    """(c_t, lse) of embeddings ``(R, D)`` by differentiable operations.
-
-    With more than one chunk, the backward pass computes each chunk anew.
+    With ``size`` so many classes at a time are held, and the backward pass computes them anew.
     """
-    z = _unit(embedding.to(_computing_dtype(embedding, weight)))
-    if chunk >= weight.shape[0]:
-        return _chunk_formula(z, weight, index, scale)
-    cosines, parts = [], []
-    for k, w in enumerate(torch.split(weight, chunk)):
-        cosine_t, part = checkpoint(_chunk_formula, z, w, index - k * chunk, scale, use_reentrant=False)
-        cosines.append(cosine_t)
-        parts.append(part)
-    return torch.stack(cosines).sum(0), torch.stack(parts).logsumexp(0)
+
+    def rest(z: Tensor, t: Tensor, w: Tensor, places: Tensor) -> Tensor:
+        with full_precision(z.device):
+            s = z @ _unit(w, z).t()
+        return s.masked_fill(places == t.unsqueeze(-1), ABSENT).logsumexp(-1)
+
+    places = torch.arange(len(weight), device=t.device)
+    if size is None:
+        parts = [rest(z, t, weight, places)]
+    else:
+        chunks = zip(torch.split(weight, size), torch.split(places, size))  # noqa: B905 - torch 2.6 traces no strict
+        parts = [cast(Tensor, checkpoint(rest, z, t, w, p, use_reentrant=False)) for w, p in chunks]
+    s_t = (z * _unit(weight[t], z)).sum(-1)
+    return torch.stack((torch.stack(parts).logsumexp(0), s_t), -1)
 
 
-class _Chunk:
-    """One chunk of classes: vectors, inverse norms, scores, and where each row's target is (and whether)."""
-
-    def __init__(self, sz: Tensor, weight: Tensor, index: Tensor, first: int, size: int) -> None:
-        self.w = weight[first : first + size].to(sz.dtype)
-        norm = torch.linalg.vector_norm(self.w, dim=1, keepdim=True)
-        self.inverse = torch.where(norm < _SHORTEST, 0.0, 1 / norm.masked_fill(norm.isinf(), math.nan))
-        self.product = sz @ self.w.t()  # the scores, but for the norm of w
-        inside = (index >= first) & (index < first + self.w.shape[0])
-        self.inside = inside.unsqueeze(1)
-        self.at = torch.where(inside, index - first, 0).unsqueeze(1)
+def _chunk_of(rows: int, size: int, device: torch.device) -> int:
+    """How many classes at a time, so that a chunk's scores and vectors have a fixed size together."""
+    # 16 MB lie in a CPU's last cache, 64 MB keep an accelerator busy; less, and the threads wait for each other
+    return max((2**22 if device.type == "cpu" else 2**24) // (rows + size), 128)
 
 
-class _LinearSplit(Function):
-    """:func:`_linear_split_formula` by hand: one chunk of scores at a time, and the gradients in place."""
+def linear_margin_softmax_loss(
+    embedding: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    *,
+    psi: Psi,
+    scale: float | Tensor = 30.0,
+    chunk_size: int | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+) -> Tensor:
+    r""":func:`margin_softmax_loss` from embeddings and class vectors, without the matrix of all cosines.
 
-    @staticmethod
-    def forward(
-        ctx: Any, embedding: Tensor, weight: Tensor, index: Tensor, scale: float, size: int
-    ) -> tuple[Tensor, Tensor]:
-        with _full_precision(embedding.device):
-            sz = _unit(embedding.to(_computing_dtype(embedding, weight))) * scale
-            lowest = torch.finfo(sz.dtype).min
-            s_t = sz.new_zeros(len(sz), 1)
-            total = sz.new_zeros(len(sz), 1)  # sum of e^(s - top) over the chunks so far
-            # scores are at most scale, and 1e9 classes of e^64 are 6e36, within float32: no need to look for the top
-            top = sz.new_full((len(sz), 1), 0.0 if scale <= 64 else lowest)
-            for first in range(0, len(weight), size):
-                chunk = _Chunk(sz, weight, index, first, size)
-                s = chunk.product.mul_(chunk.inverse.t())
-                there = s.gather(1, chunk.at)
-                s_t = torch.where(chunk.inside, there, s_t)
-                s.scatter_(1, chunk.at, torch.where(chunk.inside, lowest, there))
-                if scale > 64:
-                    higher = torch.maximum(top, s.amax(1, keepdim=True))
-                    total *= (top - higher).exp()
-                    top = higher
-                    s.sub_(top)
-                total += s.exp_().sum(1, keepdim=True)
-            lse = total.log_().add_(top).clamp_(min=lowest).squeeze(1)
-        ctx.scale, ctx.size = scale, size
-        ctx.save_for_backward(embedding, weight, index, lse)
-        return s_t.squeeze(1) / scale, lse
+    .. math::
 
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        embedding, weight, index, lse = ctx.saved_tensors
-        scale, size = ctx.scale, ctx.size
-        wanted = ctx.needs_input_grad[:2]
-        again = torch.is_grad_enabled()  # a derivative of this derivative was asked for
-        if again or not eager(*grads):
-            with torch.enable_grad():
-                outputs = _linear_split_formula(embedding, weight, index, scale, len(weight))
-            inputs = [x for x, needed in zip((embedding, weight), wanted, strict=True) if needed]
-            found = iter(torch.autograd.grad(outputs, inputs, grads, create_graph=again))
-            return *(next(found) if needed else None for needed in wanted), None, None, None
-        grad_t, grad_lse = (g.unsqueeze(1) for g in grads)
-        with _full_precision(embedding.device):
-            inverse_z = _inverse_norm(embedding.to(lse.dtype))
-            z = embedding.to(lse.dtype) * inverse_z
-            sz = z * scale
-            grad_z = torch.zeros_like(z)
-            grad_weight = torch.empty_like(weight) if wanted[1] else None
-            for first in range(0, len(weight), size):
-                chunk = _Chunk(sz, weight, index, first, size)
-                s = chunk.product
-                torch.addcmul(-lse.unsqueeze(1), s, chunk.inverse.t(), out=s)
-                grad_s = s.exp_().mul_(grad_lse)
-                grad_s.scatter_(1, chunk.at, torch.where(chunk.inside, grad_t / scale, grad_s.gather(1, chunk.at)))
-                grad_s.mul_(chunk.inverse.t())
-                if wanted[0]:
-                    grad_z.addmm_(grad_s, chunk.w)
-                if grad_weight is not None:
-                    place = grad_weight[first : first + size]
-                    part = torch.mm(grad_s.t(), sz, out=place if place.dtype == sz.dtype else None)
-                    # so far the gradient by w / |w|, divided by |w|; less its share along w
-                    part.addcmul_(chunk.w, (part * chunk.w).sum(1, keepdim=True) * chunk.inverse.square(), value=-1)
-                    if part is not place:
-                        place.copy_(part)
-            grad_z = (grad_z - (grad_z * z).sum(1, keepdim=True) * z) * (inverse_z * scale)
-        return grad_z.to(embedding.dtype) if wanted[0] else None, grad_weight, None, None, None
+        -\log \frac{e^{\gamma\,\psi(\theta_t)}}{e^{\gamma\,\psi(\theta_t)} + \sum_{i \ne t} e^{\gamma \cos\theta_i}},
+        \qquad \cos\theta_i = \frac{\langle z, w_i\rangle}{\lVert z\rVert\, \lVert w_i\rVert}
+
+    One chunk of classes at a time is held; the backward pass computes it again. So beside inputs and gradients, the
+    memory does not grow with the number of classes. Derivatives of second order, forward mode and the transforms of
+    ``torch.func`` hold the whole ``(..., C)`` matrix. ``torch.compile`` and ``torch.export`` unroll the chunks.
+
+    Args:
+        embedding: embeddings ``(..., D)`` of any length up to 1e19, 1e154 in float64. One shorter than 1e-12 has
+            cosine 0 with every class, and gradient 0; so has a class vector. NaN, infinity and longer ones give NaN.
+        weight: class vectors ``(C, D)``, of length as embeddings, best in float32.
+        target: class indices ``(...)``.
+        psi: the margin, as for :func:`margin_softmax_loss`.
+        scale: factor of the cosines, a number > 0 or a tensor of one that learns.
+        chunk_size: how many classes at a time. Without it a chunk's scores and vectors have four million numbers
+            together (16 million on an accelerator), and the chunk at least 128 classes; compiled code has 16 chunks.
+        ignore_index: rows with this target do not count, and their gradient is 0.
+        reduction: ``"mean"`` over the rows that count, ``"sum"`` or ``"none"``, of shape ``(...)``.
+
+    Returns:
+        The loss, computed in float32, in float64 where one of the inputs is. Each gradient has its input's dtype.
+
+    Raises:
+        TypeError: an argument of the wrong type; class vectors that are a sharded DTensor, as FSDP2 leaves them
+            outside their module's ``forward``. The message names the three ways that give the right gradient.
+        ValueError: a wrong shape or option. On the CPU also a class index outside [0, C); on an accelerator this check
+            would wait for the device and is skipped.
+
+    Example:
+        >>> import torch
+        >>> embedding, weight = torch.tensor([[3.0, 4.0]]), torch.tensor([[5.0, 0.0], [0.0, 1.0], [-2.0, 0.0]])
+        >>> linear_margin_softmax_loss(embedding, weight, torch.tensor([1]), psi=additive_angular_margin(), scale=10)
+        tensor(2.0011)
+
+    Equation :eq:`am-margin` of the chapter. Source: Su Jianlin, scientific spaces 5743 (2018) and 8656 (2021).
+    """
+    check_reduction(reduction)
+    scale, psi = _check_scale(scale), _shaped(_check_psi(psi))
+    check_floating(embedding, "embedding")
+    refuse_sharded("weight", check_floating(weight, "weight", dims=2))
+    classes, length = weight.shape
+    if classes == 0:
+        raise ValueError(f"weight must have at least one class vector, got {describe(weight)}")
+    if embedding.dim() < 1 or embedding.shape[-1] != length:
+        raise ValueError(
+            f"embedding must have the length of a class vector, {length}, as its last dimension, "
+            f"got {describe(embedding)}"
+        )
+    t, counted = check_index(target, embedding.shape[:-1], classes, ignore_index)
+    # a row that does not count is a zero vector: whatever it holds reaches no gradient
+    z = _unit(embedding.masked_fill(~counted.unsqueeze(-1), 0), weight).reshape(-1, length) * scale
+    size = None if chunk_size is None else check_integer("chunk_size", chunk_size, low=1)
+    if plain(z, weight, t):
+        size = size or _chunk_of(len(z), length, z.device)
+        shifted = isinstance(scale, Tensor) or scale > UNSHIFTED
+        both = cast(
+            Tensor,
+            LinearRest.apply(z, weight, t.reshape(-1), size, shifted, _inverse_norm, linear_rest_and_target),  # type: ignore[no-untyped-call]
+        )
+    else:
+        both = linear_rest_and_target(
+            z, weight, t.reshape(-1), (size or -(-classes // _UNROLLED)) if compiling() else None
+        )
+    loss = margin_softmax(both.reshape(*t.shape, 2), counted, lambda s_t: psi(s_t / scale), scale)
+    return reduce_loss(loss, reduction, counted)
 
 
 def linear_am_softmax_loss(
@@ -712,12 +650,12 @@ def linear_am_softmax_loss(
     target: Tensor,
     *,
     margin: float = 0.35,
-    scale: float = 30.0,
+    scale: float | Tensor = 30.0,
     chunk_size: int | None = None,
     ignore_index: int = -100,
     reduction: str = "mean",
 ) -> Tensor:
-    r"""AM-softmax from embeddings and class vectors, without the matrix of all cosines.
+    r""":func:`linear_margin_softmax_loss` with :func:`additive_cosine_margin`: AM-softmax for very many classes.
 
     .. math::
 
@@ -725,34 +663,7 @@ def linear_am_softmax_loss(
         {e^{\gamma(\cos\theta_t - m)} + \sum_{i \ne t} e^{\gamma \cos\theta_i}},
         \qquad \cos\theta_i = \frac{\langle z, w_i\rangle}{\lVert z\rVert\, \lVert w_i\rVert}
 
-    with m = ``margin`` and :math:`\gamma` = ``scale``. Value and gradients are those of :func:`am_softmax_loss` on the
-    cosines of a :class:`CosineClassifier`. One chunk of classes at a time is held; the backward pass computes it
-    again. So beside inputs and gradients, the memory does not grow with the number of classes. Exceptions:
-    derivatives of second order (``create_graph=True``), batched gradients, forward mode and the transforms of
-    ``torch.func`` hold the whole ``(..., C)`` matrix. ``torch.compile`` keeps to the chunks and unrolls them.
-
-    Shapes: embeddings ``(..., D)``, class vectors ``(C, D)``, targets ``(...)``; the loss is a scalar, or ``(...)``
-    with ``reduction="none"``.
-
-    Args:
-        embedding: embeddings ``(..., D)`` of any length up to 1e19, 1e154 in float64. One shorter than 1e-12 has
-            cosine 0 with every class, and gradient 0; so has a class vector. NaN, infinity and longer ones give NaN.
-        weight: class vectors ``(C, D)``, of length as embeddings, best in float32.
-        target: class indices ``(...)``.
-        margin: what the target's cosine must lead by, at least 0.
-        scale: factor of the cosines.
-        chunk_size: how many classes at a time. Without it a chunk's scores and vectors have four million numbers
-            together (16 million on an accelerator), and the chunk at least 128 classes.
-        ignore_index: rows with this target do not count, and their gradient is 0.
-        reduction: ``"mean"`` over the rows that count, ``"sum"`` or ``"none"``.
-
-    Returns:
-        The loss, computed in float32, in float64 where one of the inputs is. Each gradient has its input's dtype.
-
-    Raises:
-        TypeError: an argument of the wrong type.
-        ValueError: a wrong shape or option. On the CPU also a class index outside [0, C); on an accelerator this check
-            would wait for the device and is skipped.
+    with m = ``margin``, at least 0. All else is as in :func:`linear_margin_softmax_loss`.
 
     Example:
         >>> import torch
@@ -763,46 +674,28 @@ def linear_am_softmax_loss(
     Equation :eq:`am-linear` of the chapter. Source: Su Jianlin, scientific spaces 5743 (2018); AM-softmax, arXiv
     1801.05599; CosFace, arXiv 1801.09414.
     """
-    check_reduction(reduction)
-    margin = check_number("margin", margin, low=0)
-    scale = check_number("scale", scale, low=0, open_low=True)
-    if chunk_size is not None:
-        chunk_size = _check_count("chunk_size", chunk_size)
-    _check_real(embedding, "embedding")
-    _check_real(weight, "weight", dims=2)
-    if weight.shape[0] == 0:
-        raise ValueError(f"weight must have at least one class vector, got {describe(weight)}")
-    if embedding.shape[-1] != weight.shape[1]:
-        raise ValueError(
-            f"embedding must have the length of a class vector, {weight.shape[1]}, as its last dimension, "
-            f"got {describe(embedding)}"
-        )
-    rows = embedding.shape[:-1]
-    counted = check_index_target(target, tuple(rows), weight.shape[0], check_ignore_index(ignore_index))
-    index = torch.where(counted, target, 0).long().reshape(-1)
-    # a row that does not count is a zero vector: whatever it holds reaches no gradient
-    vectors = torch.where(counted.unsqueeze(-1), embedding, 0.0).reshape(target.numel(), weight.shape[1])
-    chunk = _chunk_of(target.numel(), weight.shape[1], chunk_size, vectors.device)
-    if eager(embedding, weight, target):
-        cosine_t, lse = cast(tuple[Tensor, Tensor], _LinearSplit.apply(vectors, weight, index, scale, chunk))  # type: ignore[no-untyped-call]
-    else:
-        chunk = chunk if torch.compiler.is_compiling() else weight.shape[0]
-        cosine_t, lse = _linear_split_formula(vectors, weight, index, scale, chunk)
-    return _margin_loss(
-        cosine_t.reshape(rows),
-        lse.reshape(rows),
-        counted,
-        psi=lambda cosine_t: cosine_t - margin,
+    m = check_number("margin", margin, low=0)
+    return linear_margin_softmax_loss(
+        embedding,
+        weight,
+        target,
+        psi=_Less(m),
         scale=scale,
+        chunk_size=chunk_size,
+        ignore_index=ignore_index,
         reduction=reduction,
     )
 
 
+# -------------------------------------------------------------------------------------------------------- retrieval
+
+
 def _check_ks(k: int | Iterable[int]) -> tuple[int, ...]:
     """``k`` as a tuple of integers of at least 1, or an error."""
-    if not isinstance(k, (int, Iterable)):
+    several = isinstance(k, Iterable) and getattr(k, "ndim", 1) > 0
+    if not several and not isinstance(k, int) and not hasattr(k, "item"):
         raise TypeError(f"k must be an integer or several, got {describe(k)}")
-    ks = tuple(_check_count("k", number) for number in (k if isinstance(k, Iterable) else [k]))
+    ks = tuple(check_integer("k", number, low=1) for number in (cast(Iterable[int], k) if several else [k]))
     if not ks:
         raise ValueError("k must hold at least one number, got none")
     return ks
@@ -820,9 +713,7 @@ def retrieval_accuracy(embedding: Tensor, label: Tensor, *, k: int | Iterable[in
 
     Every row is a query against all the others; Q are those whose group has another member. A stranger who ties with
     the best of the own group counts as nearer, so that equal embeddings score 0. Cosines within 8 roundings of each
-    other tie. With k beyond N - 1 all the others are the first k.
-
-    Shapes: embeddings ``(N, D)``, labels ``(N,)``. Some rows at a time are compared with all, never N x N at once.
+    other tie. With k beyond N - 1 all the others are the first k. N x N cosines are never held at once.
 
     Args:
         embedding: embeddings ``(N, D)`` of any length up to 1e19, 1e154 in float64; a zero vector has cosine 0 with
@@ -849,21 +740,20 @@ def retrieval_accuracy(embedding: Tensor, label: Tensor, *, k: int | Iterable[in
     1, 5 and 10.
     """
     ks = _check_ks(k)
-    _check_real(embedding, "embedding", dims=2)
+    z = _unit(check_floating(embedding, "embedding", dims=2))
     if not isinstance(label, Tensor) or label.is_floating_point() or label.is_complex() or label.dtype == torch.bool:
         raise TypeError(f"label must be a tensor of an integer dtype, got {describe(label)}")
-    n = embedding.shape[0]
+    n = len(z)
     if tuple(label.shape) != (n,):
         raise ValueError(f"label must have one number per embedding, shape {(n,)}, got {describe(label)}")
-    z = _unit(embedding.to(_computing_dtype(embedding)))
+    label, places = label.long(), torch.arange(n, device=z.device)
     tie = 8 * torch.finfo(z.dtype).eps
     queries = torch.zeros((), dtype=torch.long, device=z.device)
     hits = [queries for _ in ks]
-    places = torch.arange(n, device=z.device)
     step = max(2**22 // max(n, 1), 1)  # 16 MB of cosines
     for first in range(0, n, step):
         rows = slice(first, first + step)
-        with _full_precision(z.device):
+        with full_precision(z.device):
             cosine = z[rows] @ z.t()
         group = label[rows].unsqueeze(1) == label
         own = group & (places[rows].unsqueeze(1) != places)
@@ -871,96 +761,90 @@ def retrieval_accuracy(embedding: Tensor, label: Tensor, *, k: int | Iterable[in
         nearer = ((cosine >= best - tie) & ~group).sum(1)
         found = own.any(1)
         queries = queries + found.sum()
-        hits = [hit + (found & (nearer < number)).sum() for hit, number in zip(hits, ks, strict=True)]
-    if values_readable(embedding, label) and not bool(queries):
+        hits = [hit + (found & (nearer < number)).sum() for hit, number in zip(hits, ks)]  # noqa: B905 - torch 2.6
+    if readable(embedding, label) and not bool(queries):
         raise ValueError("label must hold a group of at least two: no query has another member to find")
     # NaN compares with nothing, so no stranger would be nearer and a diverged encoder would look perfect
     whole = z.isfinite().all()
-    return {number: torch.where(whole, hit / queries, math.nan) for number, hit in zip(ks, hits, strict=True)}
+    return {number: torch.where(whole, hit / queries, math.nan) for number, hit in zip(ks, hits)}  # noqa: B905
 
 
-# --- Modules ---
+# ---------------------------------------------------------------------------------------------------------- modules
 
 
-class MarginSoftmaxLoss(nn.Module):
-    """Module of :func:`margin_softmax_loss`, with the same options.
+class MarginSoftmaxLoss(LossModule):
+    """Module of :func:`margin_softmax_loss`, with the same options; a ``scale`` that is a parameter is its own.
 
     Example:
         >>> MarginSoftmaxLoss(psi=additive_angular_margin(0.5), scale=64)
         MarginSoftmaxLoss(
-          scale=64, ignore_index=-100, reduction='mean'
+          scale=64, ignore_index=-100, dim=-1, reduction='mean'
           (psi): AdditiveAngularMargin(m=0.5)
         )
     """
 
-    def __init__(self, *, psi: Psi, scale: float = 30.0, ignore_index: int = -100, reduction: str = "mean") -> None:
-        super().__init__()
-        check_reduction(reduction)
-        if not callable(psi):
-            raise TypeError(f"psi must be a function of the cosine, got {describe(psi)}")
-        self.psi = psi
-        self.scale = check_number("scale", scale, low=0, open_low=True)
-        self.ignore_index = check_ignore_index(ignore_index)
-        self.reduction = reduction
+    def __init__(
+        self,
+        *,
+        psi: Psi,
+        scale: float | Tensor = 30.0,
+        ignore_index: int = -100,
+        dim: int = -1,
+        reduction: str = "mean",
+    ) -> None:
+        super().__init__(psi=_check_psi(psi), **_checked(scale, ignore_index, reduction, dim=dim))
 
     def forward(self, cosine: Tensor, target: Tensor) -> Tensor:
-        """The loss of ``cosine`` ``(..., C)`` and ``target`` ``(...)``."""
-        return margin_softmax_loss(
-            cosine,
-            target,
-            psi=self.psi,
-            scale=self.scale,
-            ignore_index=self.ignore_index,
-            reduction=self.reduction,
-        )
-
-    def extra_repr(self) -> str:
-        psi = "" if isinstance(self.psi, nn.Module) else f"psi={self.psi!r}, "
-        return f"{psi}scale={self.scale:g}, ignore_index={self.ignore_index}, reduction={self.reduction!r}"
+        """The loss of ``cosine`` ``(..., C)`` and ``target``."""
+        return margin_softmax_loss(cosine, target, **self.options)
 
 
-class AmSoftmaxLoss(nn.Module):
+class AmSoftmaxLoss(LossModule):
     """Module of :func:`am_softmax_loss`, with the same options.
 
     Example:
         >>> AmSoftmaxLoss(margin=0.2)
-        AmSoftmaxLoss(margin=0.2, scale=30, ignore_index=-100, reduction='mean')
+        AmSoftmaxLoss(margin=0.2, scale=30, ignore_index=-100, dim=-1, reduction='mean')
     """
 
     def __init__(
         self,
         *,
         margin: float = 0.35,
-        scale: float = 30.0,
+        scale: float | Tensor = 30.0,
+        ignore_index: int = -100,
+        dim: int = -1,
+        reduction: str = "mean",
+    ) -> None:
+        super().__init__(
+            margin=check_number("margin", margin, low=0), **_checked(scale, ignore_index, reduction, dim=dim)
+        )
+
+    def forward(self, cosine: Tensor, target: Tensor) -> Tensor:
+        """The loss of ``cosine`` ``(..., C)`` and ``target``."""
+        return am_softmax_loss(cosine, target, **self.options)
+
+
+class LinearMarginSoftmaxLoss(LossModule):
+    """Module of :func:`linear_margin_softmax_loss`, with the same options. It holds no class vectors of its own."""
+
+    def __init__(
+        self,
+        *,
+        psi: Psi,
+        scale: float | Tensor = 30.0,
+        chunk_size: int | None = None,
         ignore_index: int = -100,
         reduction: str = "mean",
     ) -> None:
-        super().__init__()
-        check_reduction(reduction)
-        self.margin = check_number("margin", margin, low=0)
-        self.scale = check_number("scale", scale, low=0, open_low=True)
-        self.ignore_index = check_ignore_index(ignore_index)
-        self.reduction = reduction
+        super().__init__(psi=_check_psi(psi), **_checked(scale, ignore_index, reduction, chunk_size=chunk_size))
 
-    def forward(self, cosine: Tensor, target: Tensor) -> Tensor:
-        """The loss of ``cosine`` ``(..., C)`` and ``target`` ``(...)``."""
-        return am_softmax_loss(
-            cosine,
-            target,
-            margin=self.margin,
-            scale=self.scale,
-            ignore_index=self.ignore_index,
-            reduction=self.reduction,
-        )
-
-    def extra_repr(self) -> str:
-        return (
-            f"margin={self.margin:g}, scale={self.scale:g}, ignore_index={self.ignore_index}, "
-            f"reduction={self.reduction!r}"
-        )
+    def forward(self, embedding: Tensor, weight: Tensor, target: Tensor) -> Tensor:
+        """The loss of ``embedding`` ``(..., D)``, class vectors ``weight`` ``(C, D)`` and ``target`` ``(...)``."""
+        return linear_margin_softmax_loss(embedding, weight, target, **self.options)
 
 
-class LinearAmSoftmaxLoss(nn.Module):
+class LinearAmSoftmaxLoss(LossModule):
     """Module of :func:`linear_am_softmax_loss`, with the same options. It holds no class vectors of its own.
 
     Example:
@@ -972,40 +856,34 @@ class LinearAmSoftmaxLoss(nn.Module):
         self,
         *,
         margin: float = 0.35,
-        scale: float = 30.0,
+        scale: float | Tensor = 30.0,
         chunk_size: int | None = None,
         ignore_index: int = -100,
         reduction: str = "mean",
     ) -> None:
-        super().__init__()
-        check_reduction(reduction)
-        self.margin = check_number("margin", margin, low=0)
-        self.scale = check_number("scale", scale, low=0, open_low=True)
-        self.chunk_size = None if chunk_size is None else _check_count("chunk_size", chunk_size)
-        self.ignore_index = check_ignore_index(ignore_index)
-        self.reduction = reduction
+        super().__init__(
+            margin=check_number("margin", margin, low=0),
+            **_checked(scale, ignore_index, reduction, chunk_size=chunk_size),
+        )
 
     def forward(self, embedding: Tensor, weight: Tensor, target: Tensor) -> Tensor:
         """The loss of ``embedding`` ``(..., D)``, class vectors ``weight`` ``(C, D)`` and ``target`` ``(...)``."""
-        return linear_am_softmax_loss(
-            embedding,
-            weight,
-            target,
-            margin=self.margin,
-            scale=self.scale,
-            chunk_size=self.chunk_size,
-            ignore_index=self.ignore_index,
-            reduction=self.reduction,
-        )
-
-    def extra_repr(self) -> str:
-        return (
-            f"margin={self.margin:g}, scale={self.scale:g}, chunk_size={self.chunk_size}, "
-            f"ignore_index={self.ignore_index}, reduction={self.reduction!r}"
-        )
+        return linear_am_softmax_loss(embedding, weight, target, **self.options)
 
 
-class RetrievalAccuracy(nn.Module):
+def _checked(scale: float | Tensor, ignore_index: int, reduction: str, **own: int | None) -> dict[str, Any]:
+    """The options of every module, checked, in the order of the signatures."""
+    if own.get("chunk_size") is not None:
+        own["chunk_size"] = check_integer("chunk_size", own["chunk_size"], low=1)
+    if "dim" in own:
+        own["dim"] = check_integer("dim", own["dim"])
+    before, after = ({}, own) if "dim" in own else (own, {})
+    options: dict[str, Any] = {"scale": _check_scale(scale), **before}
+    options.update(ignore_index=check_ignore_index(ignore_index), **after, reduction=check_reduction(reduction))
+    return options
+
+
+class RetrievalAccuracy(LossModule):
     """Module of :func:`retrieval_accuracy`, with the same option.
 
     Example:
@@ -1014,12 +892,8 @@ class RetrievalAccuracy(nn.Module):
     """
 
     def __init__(self, *, k: int | Iterable[int] = (1, 5, 10)) -> None:
-        super().__init__()
-        self.k = _check_ks(k)
+        super().__init__(k=_check_ks(k))
 
     def forward(self, embedding: Tensor, label: Tensor) -> dict[int, Tensor]:
         """The share for each k, of ``embedding`` ``(N, D)`` and ``label`` ``(N,)``."""
-        return retrieval_accuracy(embedding, label, k=self.k)
-
-    def extra_repr(self) -> str:
-        return f"k={self.k}"
+        return retrieval_accuracy(embedding, label, **self.options)

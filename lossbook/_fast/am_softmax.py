@@ -1,0 +1,161 @@
+"""The rest's log-sum-exp and the target's score: from cosines in three passes, from vectors some classes at a time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from lossbook._common import ABSENT
+from lossbook._fast._function import Kept, fused
+from lossbook._torch import full_precision, plain, readable
+
+Formula = Callable[..., Tensor]
+Margin = Callable[[Tensor], "tuple[Tensor, Tensor | None]"]
+# e^64 times a billion classes is within float32, and so is e^-65: no need to look for a row's largest score
+UNSHIFTED = 64.0
+
+
+def margin_rows(
+    formula: Formula, psi: Margin, cosine: Tensor, t: Tensor, counted: Tensor, scale: float, shifted: bool
+) -> Tensor:
+    """``formula(cosine, t, counted)``, the losses of rows, for a margin without parameters of its own.
+
+    ``psi(cosine_t)`` returns its values and its slope, None for 1. ``shifted`` says that scores may be beyond +-64.
+    """
+
+    def value(cosine: Tensor, t: Tensor, counted: Tensor) -> tuple[Tensor, Kept]:
+        e, total, rest = _exponentials(cosine, t, scale, shifted)
+        psi_t, slope = psi(cosine.gather(-1, t.unsqueeze(-1)).squeeze(-1))
+        z = rest.sub_(psi_t, alpha=scale)
+        loss = torch.logaddexp(z, z.new_zeros(()))
+        ignored = ~counted
+        own = z.sub_(loss).exp_().mul_(scale).masked_fill_(ignored, 0)  # scale sigmoid(z)
+        return loss.masked_fill_(ignored, 0), (e, own / total, own if slope is None else own * slope, t, counted)
+
+    return fused(formula, value, _margin_slope, cosine, t, counted)
+
+
+def _margin_slope(g: Tensor, kept: Kept, spare: bool) -> Tensor:
+    e, others, own, t, counted = kept
+    return _spread(e, g * others, (g * own).neg_(), t, counted, spare)
+
+
+def rest_rows(formula: Formula, cosine: Tensor, t: Tensor, counted: Tensor, scale: float, shifted: bool) -> Tensor:
+    """``formula(cosine, t, counted, scale)``, ``(..., 2)``: the rest and the target's cosine, for any margin."""
+
+    def value(cosine: Tensor, t: Tensor, counted: Tensor, scale: float) -> tuple[Tensor, Kept]:
+        e, total, rest = _exponentials(cosine, t, scale, shifted)
+        both = torch.stack((rest, cosine.gather(-1, t.unsqueeze(-1)).squeeze(-1)), -1)
+        if not readable(both):
+            both.masked_fill_(~counted.unsqueeze(-1), 0)
+        return both, (e, scale / total, t, counted)
+
+    return fused(formula, value, _rest_slope, cosine, t, counted, scale)
+
+
+def _rest_slope(g: Tensor, kept: Kept, spare: bool) -> Tensor:
+    e, factor, t, counted = kept
+    return _spread(e, g[..., 0] * factor, g[..., 1], t, counted, spare)
+
+
+def _exponentials(cosine: Tensor, t: Tensor, scale: float, shifted: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """e^score with 0 at the target, the sums of rows, and their logarithms; with ``shifted``, e^(score - row's top)."""
+    at = t.unsqueeze(-1)
+    e = cosine * (scale / math.log(2))  # 2^x takes a third of the time of e^x
+    least = torch.finfo(e.dtype).tiny  # with no other class the sum is 0
+    if not shifted:
+        total = e.exp2_().scatter_(-1, at, 0).sum(-1)
+        rest = total.log()
+        return e, total.clamp_(min=least), rest
+    top = e.scatter_(-1, at, ABSENT).amax(-1, keepdim=True)
+    total = e.sub_(top).exp2_().scatter_(-1, at, 0).sum(-1).clamp_(min=least)
+    return e, total, total.log2().add_(top.squeeze(-1)).mul_(math.log(2))
+
+
+def _spread(e: Tensor, others: Tensor, own: Tensor, t: Tensor, counted: Tensor, spare: bool) -> Tensor:
+    """The gradient: ``others`` times the exponentials, and ``own`` at the target."""
+    grad = torch.mul(e, others.unsqueeze(-1), out=e if spare else None)
+    grad.scatter_(-1, t.unsqueeze(-1), own.unsqueeze(-1))
+    # a row that does not count may hold NaN
+    whole = readable(counted) and bool(counted.all())
+    return grad if whole else grad.masked_fill_(~counted.unsqueeze(-1), 0)
+
+
+class _Chunk:
+    """Some classes: their vectors, inverse lengths, scores but for these, and where each row's target is, and whether.
+
+    ``inverse`` is the function that gives the inverse lengths.
+    """
+
+    def __init__(self, z: Tensor, weight: Tensor, t: Tensor, first: int, size: int, inverse: Formula) -> None:
+        self.w = weight[first : first + size].to(z.dtype)
+        self.inverse = inverse(self.w)
+        self.product = z @ self.w.t()
+        inside = (t >= first) & (t < first + self.w.shape[0])
+        self.inside = inside.unsqueeze(1)
+        self.at = torch.where(inside, t - first, 0).unsqueeze(1)
+
+
+class LinearRest(Function):
+    """``formula(z, weight, t)`` for ``z`` ``(R, D)``: one chunk of scores at a time, the backward pass anew."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, z: Tensor, weight: Tensor, t: Tensor, size: int, shifted: bool, inverse: Formula, formula: Formula
+    ) -> Tensor:
+        with full_precision(z.device):
+            s_t, total = z.new_zeros(len(z), 1), z.new_zeros(len(z), 1)  # total: sum of e^(s - top) so far
+            top = z.new_full((len(z), 1), ABSENT if shifted else 0.0)
+            for first in range(0, len(weight), size):
+                chunk = _Chunk(z, weight, t, first, size, inverse)
+                s = chunk.product.mul_(chunk.inverse.t())
+                there = s.gather(1, chunk.at)
+                s_t = torch.where(chunk.inside, there, s_t)
+                s.scatter_(1, chunk.at, torch.where(chunk.inside, ABSENT, there))
+                if shifted:
+                    higher = torch.maximum(top, s.amax(1, keepdim=True))
+                    total *= (top - higher).exp()
+                    top = higher
+                    s.sub_(top)
+                total += s.exp_().sum(1, keepdim=True)
+            rest = total.log_().add_(top).clamp_(min=ABSENT)
+        ctx.size, ctx.inverse, ctx.formula = size, inverse, formula
+        ctx.save_for_backward(z, weight, t, rest)
+        return torch.cat((rest, s_t), 1)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        z, weight, t, rest = ctx.saved_tensors
+        (g,) = grads
+        wanted, again = ctx.needs_input_grad[:2], torch.is_grad_enabled()
+        if again or not plain(g):
+            with torch.enable_grad():
+                names = [z.view_as(z), weight.view_as(weight)]  # hooks on the first names run only once
+                both = ctx.formula(*names, t)
+            needed = [name for name, need in zip(names, wanted) if need]  # noqa: B905 - torch 2.6 traces no strict
+            found = iter(torch.autograd.grad(both, needed, g, create_graph=again))
+            return (*(next(found) if need else None for need in wanted), None, None, None, None, None)
+        grad_z = torch.zeros_like(z) if wanted[0] else None
+        grad_weight = torch.empty_like(weight) if wanted[1] else None
+        with full_precision(z.device):
+            for first in range(0, len(weight), ctx.size):
+                chunk = _Chunk(z, weight, t, first, ctx.size, ctx.inverse)
+                s = chunk.product
+                grad_s = torch.addcmul(-rest, s, chunk.inverse.t(), out=s).exp_().mul_(g[:, :1])
+                grad_s.scatter_(1, chunk.at, torch.where(chunk.inside, g[:, 1:], grad_s.gather(1, chunk.at)))
+                grad_s.mul_(chunk.inverse.t())
+                if grad_z is not None:
+                    grad_z.addmm_(grad_s, chunk.w)
+                if grad_weight is not None:
+                    place = grad_weight[first : first + ctx.size]
+                    part = torch.mm(grad_s.t(), z, out=place if place.dtype == z.dtype else None)
+                    # so far the gradient by w / |w|, divided by |w|; less its share along w
+                    part.addcmul_(chunk.w, (part * chunk.w).sum(1, keepdim=True) * chunk.inverse.square(), value=-1)
+                    if part is not place:
+                        place.copy_(part)
+        return grad_z, grad_weight, None, None, None, None, None
