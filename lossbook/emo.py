@@ -128,17 +128,11 @@ def emo_loss(
 
     .. math::
 
-        L = \sum_i p_i\, c_{it}, \qquad p = \operatorname{softmax}(s), \qquad
-        c_{it} = 1 - \cos(e_i, e_t)
+        L = \sum_i p_i\, c_{it}, \qquad p = \operatorname{softmax}(s), \qquad c_{it} = 1 - \cos(e_i, e_t)
 
     With one wanted word there is one way to move the mass, so this is the earth mover distance itself. Soft targets
-    :math:`\tau` are charged for the product plan, an upper bound of the distance:
-
-    .. math::
-
-        L = \sum_{i,j} p_i\, \tau_j\, c_{ij}
-
-    The gradient is :math:`\partial L / \partial s_i = p_i\,(c_{it} - L)`. The loss lies in [0, 2].
+    :math:`\tau` are charged for the product plan, :math:`\sum_{i,j} p_i\, \tau_j\, c_{ij}`, an upper bound of the
+    distance. The gradient is :math:`\partial L / \partial s_i = p_i\,(c_{it} - L)`. The loss lies in [0, 2].
 
     A zero row of ``embedding`` has cosine 0 with every other row and 1 with itself; a row whose norm is below the
     smallest normal number of the loss's dtype counts as zero. The costs are computed in the dtype of the loss. A cost
@@ -147,8 +141,7 @@ def emo_loss(
 
     Args:
         input: scores :math:`s`, shape ``(..., C)``.
-        target: class indices, shape ``(...)``; or a distribution :math:`\tau`, floating, shape ``(..., C)``; a
-            constant.
+        target: class indices, shape ``(...)``; or a distribution :math:`\tau`, floating, shape ``(..., C)``.
         embedding: word vectors :math:`e`, shape ``(C, D)``; constants, they get no gradient.
         ignore_index: index targets of this value are left out. Soft targets know no ignored rows.
         dim: the dimension of the classes in ``input`` and in a soft target.
@@ -162,8 +155,8 @@ def emo_loss(
         TypeError: ``input`` or ``embedding`` is not a dense floating tensor, or ``target`` neither indices nor
             floating.
         ValueError: shapes do not fit, an index lies outside [0, C), a soft target lies outside [0, 1] by more than
-            1e-4, does not sum to 1 within 0.01 or requires a gradient, or an option is unknown. Values are checked on
-            CPU tensors only: on an accelerator the check would wait for the device.
+            1e-4, does not sum to 1 within 0.01 or requires a gradient. Values are checked on CPU tensors only: on an
+            accelerator the check would wait for the device.
 
     Example:
         >>> s = torch.tensor([[2.0, 1.0, 0.0]])

@@ -19,6 +19,7 @@ from memory import peak_bytes
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.distributed.tensor import Shard
 
 from lossbook import _checks, emo
 from lossbook._fast import _function
@@ -1288,6 +1289,14 @@ def test_errors_name_the_argument(
     if "input" not in change:
         with pytest.raises(error, match=message):
             linear(**{"hidden": H, "weight": W, "target": T, "embedding": E} | change)
+
+
+def test_a_shard_is_refused_with_the_ways_that_are_right() -> None:
+    weight = W.clone()
+    weight.placements = (Shard(0),)  # type: ignore[attr-defined]  # as FSDP2 leaves it outside forward
+    for linear in (linear_emo_loss, linear_emo_ce_loss):
+        with pytest.raises(TypeError, match=r"weight is a sharded DTensor: .* forward .* unshard\(\) .* full_tensor\("):
+            linear(H, weight, T, E)
 
 
 def test_no_class_is_named_as_the_fault() -> None:
