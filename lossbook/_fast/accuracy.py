@@ -322,8 +322,8 @@ def _pieces(total: int, each: int, device: torch.device) -> Iterator[slice]:
 
 def soft_accuracy_rows(formula: Formula, s: Tensor, t: Tensor, counted: Tensor) -> Tensor:
     """``formula(s, t, counted)``, the error 1 - p_t as the sum of the other classes' probabilities."""
-    if s.shape[-1] == 1:  # the softmax of an infinite score is NaN, and no other class would show it
-        return formula(s, t, counted)
+    if s.shape[-1] == 1:  # right, whatever the score
+        return formula(s, t, torch.zeros_like(counted))
     return fused(formula, _others, _others_slope, s, t, counted)
 
 
