@@ -571,3 +571,94 @@ ERRORS: list[tuple[Callable[[], object], type[Exception], str]] = [
 def test_errors_name_the_argument(call: Callable[[], object], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         call()
+
+
+# ------------------------------------------------------------------------------------ masks, clamping, derivatives
+
+
+def test_smoothing_leaves_unknown_labels_as_they_are() -> None:
+    t, known = torch.tensor([[1.0, NAN, -7.0], [0.0, 1.0, 0.5]]), torch.tensor([[True, False, False], [True] * 3])
+    got = smooth_labels(t, 0.2, mask=known)
+    torch.testing.assert_close(got, torch.tensor([[0.9, NAN, -7.0], [0.1, 0.9, 0.5]]), equal_nan=True)
+    torch.testing.assert_close(SmoothLabels(0.2)(t, known), got, equal_nan=True)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 1.0])
+def test_a_mixed_label_is_known_where_both_are(alpha: float) -> None:
+    x, t = torch.randn(6, 2), torch.rand(6, 5)
+    known = torch.rand(6, 5) < 0.6
+    plain = mixup(torch.eye(6), torch.eye(6), alpha=alpha, generator=generator(4))
+    partner = (plain[1] - plain[2] * torch.eye(6)).argmax(-1) if alpha else torch.arange(6)
+    _, mixed, lam, mask = mixup(x, t.masked_fill(~known, NAN), alpha=alpha, generator=generator(4), mask=known)
+    assert torch.equal(mask, known & known[partner])
+    expected = lam * t + (1 - lam) * t[partner]
+    torch.testing.assert_close(mixed, expected.masked_fill(~mask, 0))
+    layer = Mixup(alpha=alpha, generator=generator(4))
+    assert torch.equal(layer(x, t, known)[3], mask)
+    assert torch.equal(layer.eval()(x, t, known)[3], known)
+
+
+def test_labels_that_rounding_left_outside_are_clamped() -> None:
+    t = torch.tensor([[1 + 5e-5, -5e-5, 0.25]])
+    inside = t.clamp(0, 1)
+    for read in (lambda t: smooth_labels(t, 0.1), lambda t: mixup(t, t, alpha=0)[1]):
+        torch.testing.assert_close(read(t), read(inside), rtol=0, atol=0)
+        torch.testing.assert_close(torch.vmap(read)(t.expand(2, 1, 3))[0], read(inside), rtol=0, atol=0)
+        compiled = torch.compile(read, fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(compiled(t), read(inside))
+        with pytest.raises(ValueError, match=r"labels in \[0, 1\]"):
+            read(t + 1e-3)
+
+
+def test_rows_without_labels_are_left_out_of_the_divergence() -> None:
+    s, r = torch.randn(2, 3, 4, dtype=torch.float64)
+    mask = torch.tensor([[True], [False], [True]])
+    kept = [0, 2]
+    torch.testing.assert_close(multilabel_symmetric_kl(s, r, mask=mask), multilabel_symmetric_kl(s[kept], r[kept]))
+    assert multilabel_symmetric_kl(s, r, mask=torch.zeros(4, dtype=torch.bool)) == 0
+
+
+def test_labels_of_the_divergence_may_stand_in_any_dimension() -> None:
+    s, r = torch.randn(2, 2, 5, 3)
+    torch.testing.assert_close(
+        multilabel_symmetric_kl(s, r, dim=1, reduction="none"),
+        multilabel_symmetric_kl(s.mT, r.mT, reduction="none"),
+    )
+
+
+def test_an_unreduced_divergence_can_be_edited_in_place() -> None:
+    s, r = torch.randn(2, 3, 4, requires_grad=True).unbind()
+    loss = multilabel_symmetric_kl(s, r, reduction="none")
+    wanted = torch.autograd.grad(2 * loss[1], (s, r), retain_graph=True)
+    edited = multilabel_symmetric_kl(s, r, reduction="none")
+    edited *= 2
+    edited[0] = edited[2] = 0
+    for a, b in zip(torch.autograd.grad(edited.sum(), (s, r)), wanted, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("a", "b"), [(30.0, 10.0), (-40.0, -12.0), (25.0, -25.0), (3.0, 3.0), (20.0, 20.001), (0.5, 0.501)]
+)
+def test_derivatives_of_the_divergence_keep_their_digits(a: float, b: float, dtype: torch.dtype) -> None:
+    s, r = torch.tensor([a], dtype=dtype, requires_grad=True), torch.tensor([b], dtype=dtype, requires_grad=True)
+    a, b = s.item(), r.item()
+    with mp.workdps(80):
+
+        def exact(x: mp.mpf, y: mp.mpf) -> mp.mpf:
+            return (1 / (1 + mp.exp(-x)) - 1 / (1 + mp.exp(-y))) * (x - y)
+
+        value = float(exact(mp.mpf(a), mp.mpf(b)))
+        orders = ((1, 0), (0, 1), (2, 0), (1, 1), (0, 2))
+        wanted = [float(mp.diff(exact, (mp.mpf(a), mp.mpf(b)), order)) for order in orders]
+    loss = multilabel_symmetric_kl(s, r)
+    by_s, by_r = torch.autograd.grad(loss, (s, r), create_graph=True)
+    second = [torch.autograd.grad(x, y, retain_graph=True)[0] for x, y in ((by_s, s), (by_s, r), (by_r, r))]
+    quick = torch.autograd.grad(multilabel_symmetric_kl(s, r), (s, r))
+    digits = 16 * max(1.0, abs(a), abs(b)) * torch.finfo(dtype).eps
+    assert loss.item() == pytest.approx(value, rel=digits, abs=1e-60)
+    for got, right in zip((by_s, by_r, *second), wanted, strict=True):
+        assert got.item() == pytest.approx(right, rel=digits, abs=1e-60)
+    for got, right in zip(quick, wanted[:2], strict=True):
+        assert got.item() == pytest.approx(right, rel=digits, abs=1e-60)

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lossbook._common import softplus
 from lossbook._fast._function import Kept, fused
 from lossbook._torch import readable
 
@@ -82,29 +81,30 @@ def indexed_sums(
     """``formula(s, index, given, mask)``, the loss of positives given as indices, without a mark for every label."""
 
     def value(s: Tensor, index: Tensor, given: Tensor, mask: Tensor | None) -> tuple[Tensor, Kept]:
-        ordered = torch.where(given, index, -1).sort(-1, descending=True).values  # repeats side by side
-        first = ordered >= 0
-        first[..., 1:] &= ordered[..., 1:] != ordered[..., :-1]
-        # padding repeats the row's last index, or in a row of none writes label 0 back
-        at = torch.where(ordered < 0, ordered[..., :1], ordered).clamp_(min=0)
-        some = given.any(-1, keepdim=True)
+        # padding repeats an index of its row, or in a row of none writes label 0 back
+        at = torch.where(given, index, -1)
+        last = at.amax(-1, keepdim=True)
+        at, some = torch.where(given, at, last).clamp_(min=0), last >= 0
+        e = s.new_empty(s.shape)
+        place = torch.arange(at.shape[-1], dtype=s.dtype).expand(at.shape)
+        first = (e.scatter_(-1, at, place).gather(-1, at) == place) & some  # of repeats one stays
         if mask is not None:
             s = s.masked_fill(~mask, 0)
             first &= mask.gather(-1, at)
-        beside = shift - s.gather(-1, at)
-        log_pos = softplus(torch.where(first, beside, -math.inf).logsumexp(-1))
-        e = torch.sub(s, shift).mul_(LOG2_E) if shift else torch.mul(s, LOG2_E)
+        own = torch.exp(shift - s.gather(-1, at))
+        pos = torch.where(first, own, 0).sum(-1)
+        e = torch.sub(s, shift, out=e).mul_(LOG2_E) if shift else torch.mul(s, LOG2_E, out=e)
         e.exp2_()
         if mask is not None:
             e.mul_(mask.view(torch.uint8))
         e.scatter_(-1, at, e.gather(-1, at).masked_fill(some, 0))
         neg = e.sum(-1)
         e.mul_((neg + 1).reciprocal_().unsqueeze(-1))
-        own = torch.exp(beside - log_pos.unsqueeze(-1)).neg_()
+        own.div_((-1 - pos).unsqueeze(-1))
         if mask is not None:
             own.mul_(mask.gather(-1, at))
         e.scatter_(-1, at, torch.where(some, own, e.gather(-1, at)))
-        return neg.log1p_().add_(log_pos), (e,)
+        return neg.log1p_().add_(pos.log1p_()), (e,)
 
     if s.numel() == 0:
         return s.sum(-1)
@@ -156,7 +156,8 @@ def exchanged_sets(
         slope = added.mul_(_slopes(parts[1], other[1] * weight))
         own = removed.mul_(_slopes(parts[0], other[0] * weight)).neg_()
         slope.scatter_add_(0, where, own)
-        return torch.log1p(total).to(s.dtype).view(shape), (slope.T.to(s.dtype).reshape(*shape, C),)
+        loss = s.new_empty(shape).copy_(torch.log1p(total).view(shape))  # no view: losses may be edited in place
+        return loss, (slope.T.to(s.dtype).reshape(*shape, C),)
 
     if s.numel() == 0:
         return s.sum(-1)
