@@ -238,7 +238,7 @@ def asymmetric_loss(
     Example:
         >>> s, t = torch.tensor([2.0, 2.0, -3.0]), torch.tensor([1, 0, 0])
         >>> asymmetric_loss(s, t, reduction="none").round(decimals=4)
-        tensor([0.0151, 0.8386, 0.0000])
+        tensor([0.0151, 0.8464, 0.0000])
 
     Source: asymmetric loss, arXiv 2009.14119. With equal powers and no clip it is :eq:`focal-loss` of the chapter.
     """
@@ -279,8 +279,9 @@ def _asymmetric(
 def _log_of_rest(d: Tensor) -> Tensor:
     """log(1 - e^-d) for d > 0, right in every derivative."""
     near = d < 0.7
-    by_expm1 = torch.log(-torch.expm1(-torch.where(near, d, 0.5)))
-    return torch.where(near, by_expm1, torch.log1p(-torch.exp(-torch.where(near, 1, d))))
+    close = torch.log(-torch.expm1(-torch.where(near, d, 0.5)))
+    far = torch.log1p(-torch.exp(-torch.where(near, 1, d)))
+    return torch.where(near, close, far)
 
 
 def softmax_focal_loss(
@@ -336,9 +337,12 @@ def softmax_focal_loss(
     def formula(s: Tensor, t: Tensor, counted: Tensor) -> Tensor:
         return focal(rest_margin(finite(s), t, counted))
 
+    def soft(s: Tensor, t: Tensor) -> Tensor:
+        return (t * focal(rest_margins(_below_top(s)))).sum(-1)
+
     if counted is None:  # soft targets
-        shares = t if w is None else t * w
-        loss = (shares * focal(rest_margins(_below_top(s)))).sum(-1)
+        t = t if w is None else t * w
+        loss = soft(s, t) if t.requires_grad else fast.softmax_focal_soft(soft, s, t, g)
     else:
         loss = fast.softmax_focal(formula, s, t, counted, g)
         loss = loss if w is None else loss * w[t]
@@ -396,10 +400,13 @@ def soft_truncated_cross_entropy(
         weight = sigmoid(-rest_margin(turned, t, counted))
         return weight * softplus(rest_margin(s, t, counted))
 
-    if counted is None:  # soft targets
+    def soft(s: Tensor, t: Tensor) -> Tensor:
         d = _below_top(s)
         weight = sigmoid(-rest_margins(finite(-k * d)))
-        loss = (t * weight * softplus(rest_margins(d))).sum(-1)
+        return (t * weight * softplus(rest_margins(d))).sum(-1)
+
+    if counted is None:  # soft targets
+        loss = fast.soft_truncated_soft(soft, s, t, k)
     else:
         loss = fast.soft_truncated_rows(formula, s, t, counted, k)
     return reduce_loss(loss, reduction, counted)

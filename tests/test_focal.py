@@ -743,6 +743,8 @@ def test_class_weights_may_carry_gradient() -> None:
     s, t = example(softmax_focal_loss)
     w = torch.rand(5, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda w: softmax_focal_loss(s, t, weight=w), (w,))
+    soft = torch.randn_like(s).softmax(-1)
+    assert torch.autograd.gradcheck(lambda w: softmax_focal_loss(s.requires_grad_(), soft, weight=w), (w,))
 
 
 @pytest.mark.parametrize("loss", ALL)

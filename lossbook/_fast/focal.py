@@ -252,3 +252,60 @@ def soft_truncated_rows(formula: Formula, s: Tensor, t: Tensor, counted: Tensor,
         return grad if whole else grad.masked_fill_(~counted.unsqueeze(-1), 0)
 
     return fused(formula, value, slope, s, t, counted)
+
+
+# --------------------------------------------------------------------------------------------------------- soft targets
+
+
+def softmax_focal_soft(formula: Formula, s: Tensor, t: Tensor, gamma: float) -> Tensor:
+    """``formula(s, t)``, the focal loss of every class weighed by ``t``."""
+
+    def value(s: Tensor, t: Tensor) -> tuple[Tensor, Kept]:
+        p, e, ce, top = _classes(s)
+        weight = power(e, gamma, torch.empty_like(e)).mul_(t)
+        loss = (weight * ce).sum(-1)
+        tiny = torch.finfo(s.dtype).tiny
+        h = ce.mul_(p).div_(e.clamp(min=tiny)).mul_(gamma).add_(1).mul_(weight)
+        return loss, (_pull(h, p, e, top),)
+
+    return fused(formula, value, _rows_slope, s, t)
+
+
+def soft_truncated_soft(formula: Formula, s: Tensor, t: Tensor, k: float) -> Tensor:
+    """``formula(s, t)``, the soft truncation of every class weighed by ``t``."""
+
+    def value(s: Tensor, t: Tensor) -> tuple[Tensor, Kept]:
+        p, e, ce, top = _classes(s)
+        turned = (s.amax(-1, keepdim=True) - s).mul_(k).clamp_(-FAR, FAR)
+        r, not_r, _, bottom = _classes(turned)
+        a = t * r
+        grad = _pull(a, p, e, top)
+        b = a.mul_(ce)
+        return b.sum(-1), (grad.add_(_pull(b, r, not_r, bottom), alpha=k),)
+
+    return fused(formula, value, _rows_slope, s, t)
+
+
+def _classes(s: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """p, 1 - p and -log p of every class without cancellation, and the top class."""
+    top = s.argmax(-1, keepdim=True)
+    p = torch.softmax(s, -1)
+    best = p.gather(-1, top)
+    rest = p.scatter_(-1, top, 0).sum(-1, keepdim=True)
+    e = torch.sub(1, p).scatter_(-1, top, rest)
+    least = torch.where(rest < 0.5, torch.log1p(-rest), best.log()).neg_()
+    ce = (s.gather(-1, top) - s).sub_(best.log()).scatter_(-1, top, least)
+    return p.scatter_(-1, top, best), e, ce, top
+
+
+def _pull(h: Tensor, p: Tensor, e: Tensor, top: Tensor) -> Tensor:
+    """p_i sum_(c != i) h_c - h_i (1 - p_i): what classes push that each hold h_c."""
+    own = h.gather(-1, top)
+    others = h.scatter_(-1, top, 0).sum(-1, keepdim=True)
+    h.scatter_(-1, top, own)
+    return (others + own - h).scatter_(-1, top, others).mul_(p).addcmul_(h, e, value=-1)
+
+
+def _rows_slope(g: Tensor, kept: Kept, spare: bool) -> Tensor:
+    (grad,) = kept
+    return torch.mul(grad, g.unsqueeze(-1), out=grad if spare else None)
