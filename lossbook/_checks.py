@@ -314,3 +314,39 @@ def check_layer(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> torch.dt
             f"got {got}"
         )
     return hidden.dtype
+
+
+def check_linear_options(scale: Any, softcap: Any, chunk_size: Any, accumulate: str) -> dict[str, Any]:
+    """The options of a linear layer whose scores are held a chunk at a time."""
+    if accumulate not in ("float32", "weight"):
+        raise ValueError(f"accumulate must be 'float32' or 'weight', got {describe(accumulate)}")
+    for name, value in (("logit_scale", scale), ("logit_softcap", softcap)):
+        if isinstance(value, Tensor):
+            check_constant(value, name)
+    return {
+        "logit_scale": check_number("logit_scale", scale),
+        "logit_softcap": None if softcap is None else check_number("logit_softcap", softcap, low=0, open_low=True),
+        "chunk_size": check_integer("chunk_size", chunk_size, low=1),
+        "accumulate": accumulate,
+    }
+
+
+def check_vectors(embedding: Tensor, num_classes: int) -> Tensor:
+    """``embedding`` without its graph."""
+    e = check_floating(embedding, "embedding", what=" of word vectors").detach()
+    if num_classes < 1:
+        raise ValueError(f"there must be at least one class, got none (embedding: {describe(e)})")
+    if e.dim() != 2 or 0 in e.shape or len(e) != num_classes:
+        raise ValueError(f"embedding must have the shape ({num_classes}, D), got {describe(e)}")
+    return e
+
+
+def check_target(target: Tensor, shape: tuple[int, ...], ignore_index: int, dim: int = -1) -> tuple[Tensor, Tensor]:
+    """The target, classes last, and which rows count. ``shape`` is that of the scores as they were passed."""
+    check_ignore_index(ignore_index)
+    if isinstance(target, Tensor) and target.is_floating_point():
+        target = check_distribution(target, shape, dim=dim)
+        return target, torch.ones_like(target[..., 0], dtype=torch.bool)
+    rows = list(shape)
+    num_classes = rows.pop(dim)
+    return check_index(target, rows, num_classes, ignore_index)

@@ -19,17 +19,13 @@ from torch.nn import functional as F
 from lossbook._checks import (
     Reduction,
     check_classes,
-    check_constant,
-    check_distribution,
-    check_floating,
-    check_ignore_index,
-    check_index,
     check_integer,
     check_layer,
-    check_number,
+    check_linear_options,
     check_reduction,
     check_scores,
-    describe,
+    check_target,
+    check_vectors,
 )
 from lossbook._common import LossModule, finite, one_hot, reduce_loss, rest_margin, rest_margins, softplus
 from lossbook._fast.emo import emo_fast, linear_emo
@@ -294,8 +290,9 @@ def linear_emo_loss(
 
     Equation :eq:`emo-linear` of the chapter. Source: Su Jianlin, scientific spaces 9797 (2023); EMO, arXiv 2310.04691.
     """
-    options = _linear_options(logit_scale, logit_softcap, chunk_size, accumulate)
-    return _linear_loss(hidden, weight, bias, target, embedding, ignore_index, reduction, False, *options.values())
+    options = check_linear_options(logit_scale, logit_softcap, chunk_size, accumulate)
+    tensors = (hidden, weight, bias, target, embedding)
+    return _linear_loss(*tensors, ignore_index, reduction, False, *options.values())
 
 
 def linear_emo_ce_loss(
@@ -331,8 +328,9 @@ def linear_emo_ce_loss(
     Equation :eq:`emo-linear-compose` of the chapter. Source: Su Jianlin, scientific spaces 9797 (2023); EMO, arXiv
     2310.04691.
     """
-    options = _linear_options(logit_scale, logit_softcap, chunk_size, accumulate)
-    return _linear_loss(hidden, weight, bias, target, embedding, ignore_index, reduction, True, *options.values())
+    options = check_linear_options(logit_scale, logit_softcap, chunk_size, accumulate)
+    tensors = (hidden, weight, bias, target, embedding)
+    return _linear_loss(*tensors, ignore_index, reduction, True, *options.values())
 
 
 class EmoLoss(LossModule):
@@ -344,7 +342,7 @@ class EmoLoss(LossModule):
     """
 
     def __init__(self, *, ignore_index: int = -100, dim: int = -1, reduction: Reduction = "mean") -> None:
-        super().__init__(**_options(ignore_index=ignore_index, dim=dim, reduction=reduction))
+        super().__init__(**_options(reduction, ignore_index=ignore_index, dim=dim))
 
     def forward(self, input: Tensor, target: Tensor, embedding: Tensor) -> Tensor:
         """The loss of scores ``(..., C)`` with word vectors ``(C, D)``."""
@@ -360,7 +358,7 @@ class EmoCeLoss(LossModule):
     """
 
     def __init__(self, *, ignore_index: int = -100, dim: int = -1, reduction: Reduction = "mean") -> None:
-        super().__init__(**_options(ignore_index=ignore_index, dim=dim, reduction=reduction))
+        super().__init__(**_options(reduction, ignore_index=ignore_index, dim=dim))
 
     def forward(self, input: Tensor, target: Tensor, embedding: Tensor) -> Tensor:
         """The loss of scores ``(..., C)`` with word vectors ``(C, D)``."""
@@ -378,8 +376,9 @@ class _LinearLoss(LossModule):
         ignore_index: int = -100,
         reduction: Reduction = "mean",
     ) -> None:
-        linear = _linear_options(logit_scale, logit_softcap, chunk_size, accumulate)
-        super().__init__(**linear, **_options(ignore_index=ignore_index, reduction=reduction))
+        sizes = (logit_scale, logit_softcap, chunk_size, accumulate)
+        rest = _options(reduction, ignore_index=ignore_index)
+        super().__init__(**check_linear_options(*sizes), **rest)
 
 
 class LinearEmoLoss(_LinearLoss):
@@ -394,7 +393,8 @@ class LinearEmoLoss(_LinearLoss):
         self, hidden: Tensor, weight: Tensor, target: Tensor, embedding: Tensor, *, bias: Tensor | None = None
     ) -> Tensor:
         """The loss of hidden states ``(..., H)`` with output weights ``(C, H)`` and word vectors ``(C, D)``."""
-        return linear_emo_loss(hidden, weight, target, embedding, bias=bias, **self.options)
+        tensors = (hidden, weight, target, embedding)
+        return linear_emo_loss(*tensors, bias=bias, **self.options)
 
 
 class LinearEmoCeLoss(_LinearLoss):
@@ -409,7 +409,8 @@ class LinearEmoCeLoss(_LinearLoss):
         self, hidden: Tensor, weight: Tensor, target: Tensor, embedding: Tensor, *, bias: Tensor | None = None
     ) -> Tensor:
         """The loss of hidden states ``(..., H)`` with output weights ``(C, H)`` and word vectors ``(C, D)``."""
-        return linear_emo_ce_loss(hidden, weight, target, embedding, bias=bias, **self.options)
+        tensors = (hidden, weight, target, embedding)
+        return linear_emo_ce_loss(*tensors, bias=bias, **self.options)
 
 
 # ----------------------------------------------------------------------------------------------- from arguments to rows
@@ -420,10 +421,11 @@ def _scores_loss(
 ) -> Tensor:
     check_reduction(reduction)
     s = check_scores(input, dim=dim)
-    e = beside(_check_embedding(embedding, check_classes(s)), s)
-    target, counted = _check_target(target, input.shape, ignore_index, dim)
+    e = beside(check_vectors(embedding, check_classes(s)), s)
+    target, counted = check_target(target, input.shape, ignore_index, dim)
     with full_precision(s.device):
-        loss = emo_fast(emo_ce_rows if with_ce else emo_rows, s, target, counted, e, with_ce=with_ce)
+        formula = emo_ce_rows if with_ce else emo_rows
+        loss = emo_fast(formula, s, target, counted, e, with_ce=with_ce)
         return reduce_loss(loss, reduction, counted)
 
 
@@ -440,50 +442,17 @@ def _linear_loss(
     check_reduction(reduction)
     *first, accumulate = linear
     options = (*first, accumulate == "float32", check_layer(hidden, weight, bias))
-    e = _check_embedding(embedding, len(weight))
-    target, counted = _check_target(target, (*hidden.shape[:-1], len(weight)), ignore_index)
+    e = check_vectors(embedding, len(weight))
+    shape = (*hidden.shape[:-1], len(weight))
+    target, counted = check_target(target, shape, ignore_index)
     h, rows = hidden.reshape(-1, hidden.shape[-1]), counted.reshape(-1)
-    t = target.reshape(-1, len(weight)) if target.is_floating_point() else target.reshape(-1)
+    t = target.reshape(len(h), *target.shape[hidden.dim() - 1 :])
     loss = linear_emo(h, weight, bias, t, rows, e, reduction == "none", options)
     if loss.dim() == 1:
         return reduce_loss(loss.reshape(counted.shape), reduction, counted)
     return loss if reduction == "sum" else loss / counted.sum().clamp(min=1)
 
 
-def _options(**options: Any) -> dict[str, Any]:
-    return {n: check_reduction(v) if n == "reduction" else check_integer(n, v) for n, v in options.items()}
-
-
-def _linear_options(scale: Any, softcap: Any, chunk_size: Any, accumulate: str) -> dict[str, Any]:
-    if accumulate not in ("float32", "weight"):
-        raise ValueError(f"accumulate must be 'float32' or 'weight', got {describe(accumulate)}")
-    for name, value in (("logit_scale", scale), ("logit_softcap", softcap)):
-        if isinstance(value, Tensor):
-            check_constant(value, name)
-    return {
-        "logit_scale": check_number("logit_scale", scale),
-        "logit_softcap": None if softcap is None else check_number("logit_softcap", softcap, low=0, open_low=True),
-        "chunk_size": check_integer("chunk_size", chunk_size, low=1),
-        "accumulate": accumulate,
-    }
-
-
-def _check_embedding(embedding: Tensor, num_classes: int) -> Tensor:
-    """``embedding`` without its graph."""
-    e = check_floating(embedding, "embedding", what=" of word vectors").detach()
-    if num_classes < 1:
-        raise ValueError(f"there must be at least one class, got none (embedding: {describe(e)})")
-    if e.dim() != 2 or 0 in e.shape or len(e) != num_classes:
-        raise ValueError(f"embedding must have the shape ({num_classes}, D), got {describe(e)}")
-    return e
-
-
-def _check_target(target: Tensor, shape: tuple[int, ...], ignore_index: int, dim: int = -1) -> tuple[Tensor, Tensor]:
-    """The target, classes last, and which rows count. ``shape`` is that of the scores as they were passed."""
-    check_ignore_index(ignore_index)
-    if isinstance(target, Tensor) and target.is_floating_point():
-        target = check_distribution(target, shape, dim=dim)
-        return target, torch.ones_like(target[..., 0], dtype=torch.bool)
-    rows = list(shape)
-    num_classes = rows.pop(dim)
-    return check_index(target, rows, num_classes, ignore_index)
+def _options(reduction: str, **integers: int) -> dict[str, Any]:
+    checked: dict[str, Any] = {n: check_integer(n, v) for n, v in integers.items()}
+    return {**checked, "reduction": check_reduction(reduction)}
