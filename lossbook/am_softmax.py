@@ -60,8 +60,6 @@ __all__ = [
 
 Psi = Callable[[Tensor], Tensor]
 
-# A vector shorter than this has no direction: its cosine with everything is 0, and so is its gradient.
-_SHORTEST = 1e-12
 # Cosines that were rounded may leave [-1, 1]: two steps of bfloat16 above 1 are 1.0156.
 _ROUNDING = 0.02
 # The chunks that torch.compile unrolls, unless chunk_size says otherwise.
@@ -74,8 +72,8 @@ _UNROLLED = 16
 def _inverse_norm(vectors: Tensor) -> Tensor:
     """``1 / |v|`` of each vector as a column, 0 for a vector without direction, NaN where the squares overflow."""
     square = vectors.square().sum(-1, keepdim=True)
-    square = square.masked_fill(square.isinf(), math.nan)  # 1 / inf would be a silent cosine of 0
-    long = ~(square < _SHORTEST**2)  # NaN stays NaN
+    square = square.masked_fill(square.isinf(), float("nan"))  # 1 / inf would be a silent cosine of 0
+    long = ~(square < 1e-24)  # shorter than 1e-12: no direction. NaN stays NaN
     # the inner where keeps 1 / sqrt(0) and its derivatives out of the graph: inf * 0 would be NaN
     return torch.where(long, 1 / torch.where(long, square, 1.0).sqrt(), 0.0)
 
@@ -544,7 +542,8 @@ def linear_rest_and_target(z: Tensor, weight: Tensor, t: Tensor, size: int | Non
     def rest(z: Tensor, t: Tensor, w: Tensor, places: Tensor) -> Tensor:
         with full_precision(z.device):
             s = z @ _unit(w, z).t()
-        return s.masked_fill(places == t.unsqueeze(-1), ABSENT).logsumexp(-1)
+        # ABSENT by its digits: torch.compile with dynamic=True lets no global number into a checkpoint
+        return s.masked_fill(places == t.unsqueeze(-1), -1e32).logsumexp(-1)
 
     places = torch.arange(len(weight), device=t.device)
     if size is None:
