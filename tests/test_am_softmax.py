@@ -1468,7 +1468,7 @@ def test_class_vectors_given_memory_are_drawn() -> None:
     head = CosineClassifier(3, 4, device="meta")
     head.load_state_dict(kept.state_dict(), assign=True)
     assert torch.equal(head.weight, kept.weight)
-    with pytest.raises(ValueError, match="^dtype must be"):
+    with pytest.raises(ValueError, match=r"^dtype must be"):
         CosineClassifier(3, 4, dtype=torch.bfloat16)
 
 
