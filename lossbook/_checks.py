@@ -155,13 +155,19 @@ def check_constant(target: Tensor, name: str = "target") -> Tensor:
 
 
 def check_index(
-    target: Tensor, rows: Sequence[int], num_classes: int, ignore_index: int | None, *, name: str = "target"
+    target: Tensor,
+    rows: Sequence[int],
+    num_classes: int,
+    ignore_index: Any = None,
+    *,
+    every_row: bool = False,
+    name: str = "target",
 ) -> tuple[Tensor, Tensor]:
     """Class indices of shape ``rows`` as int64, 0 where ``ignore_index`` stands; and which rows count, boolean.
 
-    With ``ignore_index=None`` every row counts.
+    With ``every_row`` no index is ignored.
     """
-    ignored = None if ignore_index is None else check_ignore_index(ignore_index)
+    ignored = None if every_row else check_ignore_index(ignore_index)
     _check_tensor(target, name, " of class indices")
     if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
         raise TypeError(f"{name} must be class indices of an integer dtype, got {describe(target)}")

@@ -246,7 +246,13 @@ def exact_loss(
     """
     check_reduction(reduction)
     loss, counted = _exact(
-        input, target, sigma, nodes, check_ignore_index(ignore_index), dim, log=check_flag("log", log)
+        input,
+        target,
+        sigma,
+        nodes,
+        check_ignore_index(ignore_index),
+        dim,
+        log=check_flag("log", log),
     )
     return reduce_loss(loss, reduction, counted)
 
@@ -382,7 +388,9 @@ def _exact(
     """1 - P or -log P of each row, and which rows count."""
     sigma, nodes = _check_sigma(sigma), _check_nodes(nodes)
     s = check_scores(input, dim=dim)
-    t, counted = check_index(target, s.shape[:-1], check_classes(s), ignored)
+    t, counted = check_index(
+        target, s.shape[:-1], check_classes(s), ignored, every_row=ignored is None
+    )
     tiny = torch.finfo(s.dtype).tiny
     if sigma < tiny:
         raise ValueError(f"sigma must be at least {tiny:.4g}, the smallest normal number of {s.dtype}, got {sigma!r}")
