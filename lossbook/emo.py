@@ -446,7 +446,7 @@ def _linear_loss(
     shape = (*hidden.shape[:-1], len(weight))
     target, counted = check_target(target, shape, ignore_index)
     h, rows = hidden.reshape(-1, hidden.shape[-1]), counted.reshape(-1)
-    t = target.reshape(len(h), *target.shape[hidden.dim() - 1 :])
+    t = target.reshape(-1, *target.shape[hidden.dim() - 1 :])
     loss = linear_emo(h, weight, bias, t, rows, e, reduction == "none", options)
     if loss.dim() == 1:
         return reduce_loss(loss.reshape(counted.shape), reduction, counted)
