@@ -36,8 +36,10 @@ def softmax_terms(s: Tensor, at: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor
     """The softmax with 0 at the target; the target's p, 1 - p and -log p, each (..., 1)."""
     p = torch.softmax(s, -1)
     p_t = p.gather(-1, at)
-    # the top class has p = 1 / sum_i e^(s_i - top)
-    log_p = s.gather(-1, at).sub_(s.amax(-1, keepdim=True)).add_(p.amax(-1, keepdim=True).log_())
+    if readable(p_t) and not bool((p_t < 1e-30).any()):
+        log_p = p_t.log()
+    else:  # the top class has p = 1 / sum_i e^(s_i - top)
+        log_p = s.gather(-1, at).sub_(s.amax(-1, keepdim=True)).add_(p.amax(-1, keepdim=True).log_())
     e = p.scatter_(-1, at, 0).sum(-1, keepdim=True)
     return p, p_t, e, torch.where(e < 0.5, torch.log1p(-e), log_p).neg_()
 
