@@ -6,7 +6,7 @@ PEERS := .venv/.peers
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help book live serve test lint unit notebooks pages bench experiments mutants lock clean
+.PHONY: help book live serve test lint unit notebooks pages bench experiments mutants compat lock clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -65,8 +65,11 @@ mutants: $(PEERS) ## change the losses a little and see which changes no test no
 	$(BIN)/python -m pip install --quiet "cosmic-ray==8.7.0"
 	$(BIN)/python -m tools.mutants
 
+compat: $(READY) ## the losses' tests under the oldest, a middle and the newest torch, into data/results (hours)
+	@$(BIN)/python -m tools.compat
+
 lock: ## renew requirements.lock from pyproject.toml in a fresh environment
 	@$(PYTHON) -m tools.lock
 
 clean: ## remove what can be made again, the environment included
-	rm -rf _build .venv dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf _build .venv .compat dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -2,9 +2,9 @@
 
 import subprocess
 import sys
+import tomllib
 
 import pytest
-import tomllib
 
 from tools.mutants import FOLDER, ROOT, SLUGS, judges, modules, mutants, type_hints
 

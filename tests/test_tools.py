@@ -12,7 +12,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from tools import reader
+from tools import compat, reader
 from tools.book import needs_clean, state
 from tools.chapters import (
     ROOT,
@@ -90,6 +90,92 @@ def test_no_recipe_hides_a_failure():
     recipes = [line for line in (ROOT / "Makefile").read_text().splitlines() if line.startswith("\t")]
     assert len(recipes) > 20
     assert not [line for line in recipes if " | " in line.replace("||", "")]
+
+
+# ---------------------------------------------------------------- other versions of torch
+
+COMPAT = {
+    "date": "2026-11-30", "commit": "0123456789abcdef", "changed": False, "python": "3.11.7", "code": {},
+    "torch": {
+        "2.6.0": {"tests": {"a.py": {"passed": 4, "failed": 1}, "b.py": {"passed": 3, "failed": 0, "skipped": 2}}},
+        "2.14.1": {"tests": {"a.py": {"passed": 9, "failed": 0, "skipped": 0}}},
+    },
+}  # fmt: skip
+
+
+def test_the_oldest_a_middle_and_the_newest_are_chosen():
+    versions = ["2.5.1", "2.6.0", "2.6.1", "2.7.0", "2.7.1", "2.8.0", "2.9.0", "2.10.0", "2.10.1", "2.11.0"]
+    assert compat.choose(versions, "2.6", "2.11.0") == ["2.6.0", "2.9.0", "2.11.0"]
+    assert compat.choose(versions, "2.6", "2.10.1") == ["2.6.0", "2.8.0", "2.10.1"], "pip may be held below the newest"
+    assert compat.choose(versions, "2.11", "2.11.0") == ["2.11.0"]
+    assert compat.minimum() in (ROOT / "pyproject.toml").read_text()
+
+
+def test_every_outcome_is_counted_and_what_never_ends_is_stopped(tmp_path, monkeypatch):
+    monkeypatch.setenv("LOSSBOOK_PER_TEST", "2")
+    (tmp_path / "test_some.py").write_text(
+        "import pytest\n"
+        "def test_good(): pass\n"
+        "def test_bad(): assert 0\n"
+        "def test_odd(): pytest.skip('why')\n"
+        "def test_endless():\n    while True: pass\n"
+        "@pytest.fixture\ndef broken(): raise ValueError\n"
+        "def test_error(broken): pass\n"
+        "def test_last(): pass\n"
+    )
+    (tmp_path / "test_crash.py").write_text("import os\ndef test_it(): os._exit(7)\n")
+    (tmp_path / "test_broken.py").write_text("import nowhere\n")
+    python = Path(sys.executable)
+    found, failures = compat.run_file(python, str(tmp_path / "test_some.py"))
+    assert found == {"passed": 2, "failed": 3, "skipped": 1}
+    assert failures == ["test_bad", "test_endless", "test_error"]
+    found, failures = compat.run_file(python, str(tmp_path / "test_crash.py"))
+    assert found == {"passed": 0, "failed": 1, "skipped": 0}
+    assert "ends with status 7" in failures[0]
+    found, _ = compat.run_file(python, str(tmp_path / "test_broken.py"))
+    assert found == {"passed": 0, "failed": 1, "skipped": 0}
+
+
+def test_the_table_tells_what_was_tried_and_what_changed_since(tmp_path):
+    assert compat.table(tmp_path) == ""
+    (tmp_path / "data/results").mkdir(parents=True)
+    (tmp_path / "lossbook").mkdir()
+    path = tmp_path / compat.RECORD
+    path.write_text(json.dumps(COMPAT))
+    about, _, *rows = compat.table(tmp_path).splitlines()
+    assert about == "The tests of the losses on the CPU, Python 3.11.7, 2026-11-30, commit `0123456`."
+    assert rows[2:] == ["| 2.6.0 | 7 | 1 | 2 |", "| 2.14.1 | 9 | 0 | 0 |"]
+    (tmp_path / "lossbook/focal.py").write_text("x = 1\n")
+    assert "**Outdated: `lossbook/focal.py` changed since.**" in compat.table(tmp_path)
+    path.write_text(json.dumps({**COMPAT, "code": compat.code(tmp_path)}))
+    assert "Outdated" not in compat.table(tmp_path)
+    assert {"lossbook/focal.py", "lossbook/_fast/focal.py", "lossbook/_checks.py"} <= set(compat.code())
+
+
+@pytest.mark.skipif(sys.platform != "linux" or not shutil.which("cc"), reason="needs a C compiler on Linux")
+def test_a_library_of_a_gpu_can_be_stood_in_for(tmp_path):
+    """The names that are asked for, with their versions, or the linker refuses the library."""
+    (tmp_path / "map").write_text("libgpu.so.7 { global: *; };\n")
+    gpu, torch = tmp_path / "libgpu.so.7", tmp_path / "libtorch_gpu.so"
+
+    def cc(source, *options):
+        command = ["cc", "-shared", "-fPIC", "-x", "c", "-", "-x", "none", *options]
+        subprocess.run(list(map(str, command)), input=source, text=True, check=True)
+
+    cc(
+        "int count(void) { return 1; }",
+        "-Wl,-soname,libgpu.so.7",
+        f"-Wl,--version-script={tmp_path / 'map'}",
+        "-o",
+        gpu,
+    )
+    cc("int count(void); int ask(void) { return count(); }", gpu, "-Wl,-rpath,$ORIGIN", "-o", torch)
+    gpu.unlink()
+    load = [sys.executable, "-c", f"import ctypes; print(ctypes.CDLL({str(torch)!r}, mode=2).ask())"]
+    assert "libgpu.so.7" in subprocess.run(load, capture_output=True, text=True).stderr
+    compat.stand_in(tmp_path)
+    done = subprocess.run(load, capture_output=True, text=True)
+    assert done.stdout == f"{compat.NO_DEVICE}\n", done.stderr
 
 
 # ---------------------------------------------------------------- MyST to Markdown
@@ -437,7 +523,9 @@ def test_the_page_marks_a_record_whose_code_has_changed(tiny):
 @pytest.fixture(scope="module")
 def book(tiny):
     """The small book, built, with a page that cites and one that lists a module's functions."""
-    (tiny / "chapters/listing.md").write_text("# Listing\n\n```{eval-rst}\n.. automodule:: lossbook.tiny\n```\n")
+    (tiny / "chapters/listing.md").write_text(
+        "# Listing\n\n{stamp}`compat`\n\n```{eval-rst}\n.. automodule:: lossbook.tiny\n```\n"
+    )
     (tiny / "index.md").write_text(
         "# Tiny book\n\nSee {doc}`chapters/tiny` and {eq}`tiny-f` by {cite:t}`su2020multilabel`.\n\n"
         "```{bibliography}\n```\n"
@@ -524,6 +612,19 @@ def test_an_installed_package_starts_clean(tmp_path, monkeypatch):
     (tmp_path / "other").mkdir()
     monkeypatch.setattr(sysconfig, "get_paths", lambda: {"purelib": str(tmp_path / "other")})
     assert needs_clean(before, state(tmp_path))
+
+
+def test_the_record_of_the_versions_of_torch_reaches_its_page(book):
+    assert "<table" not in built(book, "chapters/listing.html"), "no record, no table"
+    path = book / compat.RECORD
+    path.write_text(json.dumps(COMPAT))
+    try:
+        made = run(book, "tools.book")
+        assert made.returncode == 0, made.stderr
+        page = re.sub(r"<[^>]+>|\s+", " ", built(book, "chapters/listing.html"))
+        assert re.search(r"torch +passed +failed +skipped +2\.6\.0 +7 +1 +2 +2\.14\.1 +9 +0 +0", page)
+    finally:
+        path.unlink()
 
 
 def test_a_lost_page_and_a_failed_build_are_made_good(book):

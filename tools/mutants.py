@@ -26,6 +26,7 @@ import resource
 import signal
 import sys
 import tempfile
+import tomllib
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -34,8 +35,6 @@ from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, SourceFileLoader
 from pathlib import Path
 from typing import Any
-
-import tomllib
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads of a parent are lost in its children
 

@@ -16,11 +16,13 @@ from typing import Any
 import jupytext
 from sphinx.errors import SphinxError
 
+from tools import compat
 from tools.chapters import Chapter, StaleChapterError, all_notebooks, code_cells
 from tools.provenance import deciding_code, record_path
 from tools.reader import execution_facts, insert_facts, records_told
 
 COVERS = "_static/covers"  # made by the build, not committed
+COMPAT = "{stamp}`compat`"  # in a page's text: the table of the versions of torch that were tried
 
 
 class StaleError(SphinxError):  # type: ignore[misc]
@@ -31,7 +33,7 @@ class StaleError(SphinxError):  # type: ignore[misc]
 
 def read_page(text: str) -> Any:
     """The notebook of a page: for a chapter with its stored outputs, for other pages the text alone."""
-    page = jupytext.reads(text, fmt="md:myst")
+    page = jupytext.reads(text.replace(COMPAT, compat.table()), fmt="md:myst")
     slug = page.metadata.get("slug")
     if slug is None:
         return page
@@ -71,7 +73,10 @@ def draw_covers(app: Any) -> None:
 
 
 def note_dependencies(app: Any, docname: str, source: list[str]) -> None:
-    """Read a page again when its notebook changed, though its text did not."""
+    """Read a page again when its notebook or a record that it shows changed, though its text did not."""
+    if COMPAT in source[0]:
+        for file in (str(compat.RECORD), *compat.code(Path(app.srcdir))):
+            app.env.note_dependency(str(Path(app.srcdir) / file))
     notebook = Path(app.srcdir) / f"{docname}.ipynb"
     if notebook.exists():
         app.env.note_dependency(str(notebook))
