@@ -626,7 +626,7 @@ def main(slug: str, cases: Sequence[Case], argv: Sequence[str] | None = None, mo
     record = {
         "slug": slug,
         "tiny": options.tiny,
-        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
         **commit("lossbook", "benchmarks"),
         "machine": where | {"cores": os.cpu_count(), "copied_bytes_per_second": copy_speed(options.device)},
         "versions": versions(sorted(packages)),

@@ -445,7 +445,7 @@ def main(experiment: Experiment, argv: Sequence[str] | None = None) -> int:
             "scale": options.scale,
             "metrics": dict(experiment.metrics),
             "baseline": experiment.baseline,
-            "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
+            "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
             **commit("experiments", "lossbook"),
             "code": code,
             "seconds": round(sum(run["seconds"] for run in results["runs"]), 1),

@@ -1,17 +1,21 @@
 """What a user gets with ``pip install``, and what the first cell of a notebook does on Colab."""
 
+import json
 import os
 import shutil
 import subprocess
 import sys
 import sysconfig
+import tomllib
 import zipfile
 from email.parser import Parser
 
 import pytest
 
 import lossbook
-from tools.chapters import ROOT, all_chapters, all_notebooks, code_cells, config
+from tools import compat
+from tools.chapters import ROOT, all_chapters, all_notebooks, code_cells, config, imported_modules
+from tools.install import OLDEST
 from tools.reader import setup_cell
 
 SOURCES = ("lossbook", "data", "pyproject.toml", "README.md", "LICENSE")
@@ -36,6 +40,20 @@ def test_the_package_needs_torch_and_numpy_and_nothing_else(wheel):
     assert {"book", "data", "notebook", "plots", "test"} <= set(metadata.get_all("Provides-Extra"))
 
 
+def test_the_versions_that_are_admitted_are_those_that_are_tested():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    oldest = ".".join(map(str, OLDEST))
+    assert project["requires-python"] == f">={oldest}"
+    assert f"Programming Language :: Python :: {oldest}" in project["classifiers"]
+    assert f"Python {oldest} or newer" in (ROOT / "README.md").read_text()
+    record = ROOT / compat.RECORD
+    if record.exists():
+        tried = json.loads(record.read_text())
+        (torch,) = (name for name in project["dependencies"] if name.startswith("torch"))
+        assert min(tried["torch"], key=compat.key).startswith(torch.removeprefix("torch>="))
+        assert tried["python"].startswith(oldest)
+
+
 def test_the_wheel_has_the_types_and_the_data_of_the_chapters(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
@@ -43,6 +61,27 @@ def test_the_wheel_has_the_types_and_the_data_of_the_chapters(wheel):
     for path in sorted((ROOT / "data").rglob("*.json")):
         assert f"lossbook/_data/{path.relative_to(ROOT / 'data').as_posix()}" in names
     assert not [n for n in names if n.startswith(("tests", "tools", "chapters"))]
+
+
+def test_the_tests_of_the_losses_run_in_the_unpacked_sdist(tmp_path):
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "sdist", "-d", tmp_path]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    (archive,) = tmp_path.glob("lossbook-*.tar.gz")
+    shutil.unpack_archive(archive, tmp_path)
+    (folder,) = (path for path in tmp_path.glob("lossbook-*") if path.is_dir())
+    (folder / "tests/test_here.py").write_text(
+        "import lossbook, pathlib\n\n\ndef test_it_is_this_one():\n"
+        "    assert pathlib.Path(lossbook.__file__).parents[1] == pathlib.Path(__file__).parents[1]\n"
+    )
+    imported = [imported_modules(path.read_text()) for path in (folder / "tests").glob("*.py")]
+    assert len(imported) > 30
+    for name in {name.split(".")[0] for names in imported for name in names}:
+        assert (folder / name).is_dir() or not (ROOT / name).is_dir(), f"a test imports {name}, which does not travel"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", "0", "-k", "not compile"]
+    files = ["tests/test_here.py", "tests/test_soft_labels.py", "lossbook/soft_labels.py"]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run([*command, *files], cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:]
 
 
 # ---------------------------------------------------------------- the first cell of a notebook
