@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lossbook._checks import describe
 from lossbook._torch import beside
 
 # Infinite scores count as this: inf - inf and 0 * inf would be NaN.
@@ -87,25 +88,6 @@ def reduce_loss(loss: Tensor, reduction: str, counted: Tensor | None = None) -> 
     return total / counted.sum().clamp(min=1)
 
 
-# --- until every module has moved
-from lossbook._checks import *  # noqa: E402, F403
-from lossbook._checks import (
-    HALF,
-    check_flag,
-    check_ignore_index,
-    check_index,
-    check_number,
-    check_reduction,
-    check_scores,
-    describe,
-)  # noqa: E402, F401, E501
-from lossbook._torch import plain as eager, readable as values_readable  # noqa: E402, F401
-
-
-def check_index_target(target, rows, num_classes, ignore_index, *, name="target"):  # type: ignore
-    return check_index(target, rows, num_classes, ignore_index, name=name)[1]
-
-
 class LossModule(nn.Module):
     """A module that keeps the options of a function; those that are tensors move with it and are saved with it."""
 
@@ -131,8 +113,6 @@ class LossModule(nn.Module):
 
     def extra_repr(self) -> str:
         """The options; modules and large tensors by their kind."""
-        from lossbook._checks import describe
-
         shown = {n: v for n, v in self.options.items() if not isinstance(v, nn.Module)}
         texts = {n: f"{v:g}" if isinstance(v, float) else repr(v) for n, v in shown.items()}
         texts |= {n: describe(v) for n, v in shown.items() if isinstance(v, Tensor)}

@@ -388,9 +388,8 @@ def _exact(
     """1 - P or -log P of each row, and which rows count."""
     sigma, nodes = _check_sigma(sigma), _check_nodes(nodes)
     s = check_scores(input, dim=dim)
-    t, counted = check_index(
-        target, s.shape[:-1], check_classes(s), ignored, every_row=ignored is None
-    )
+    rows, classes, every = s.shape[:-1], check_classes(s), ignored is None
+    t, counted = check_index(target, rows, classes, ignored, every_row=every)
     tiny = torch.finfo(s.dtype).tiny
     if sigma < tiny:
         raise ValueError(f"sigma must be at least {tiny:.4g}, the smallest normal number of {s.dtype}, got {sigma!r}")

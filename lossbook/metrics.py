@@ -11,6 +11,8 @@ from torch import Tensor
 
 from lossbook._checks import describe
 
+__all__ = ["average_precision", "best_threshold", "exact_match", "macro_f1", "micro_f1"]
+
 
 def _check(pred: Tensor, target: Tensor, *, scores: bool = False) -> None:
     """Raise unless ``target`` is boolean and ``pred`` fits it: boolean too, or real-valued with ``scores``."""
