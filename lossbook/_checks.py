@@ -176,6 +176,10 @@ def check_index(
             f"{name} must have the shape of the rows, {tuple(rows)} (classes last, or pass dim), got {describe(target)}"
         )
     target = target.long()  # a small dtype would wrap what it is compared with: in uint8, -100 is 156
+    if readable(target) and target.numel() > 0:
+        low, high = (int(bound) for bound in torch.aminmax(target))
+        if low >= 0 and high < num_classes and (ignored is None or not low <= ignored <= high):
+            return target, torch.ones_like(target, dtype=torch.bool)
     counted = torch.ones_like(target, dtype=torch.bool) if ignored is None else target != ignored
     if readable(target) and target.numel() > 0:
         wrong = counted & ((target < 0) | (target >= num_classes))
