@@ -49,10 +49,12 @@ Sums = Literal["float32", "weight"]
 
 
 def emo_rows(s: Tensor, target: Tensor, counted: Tensor, embedding: Tensor) -> Tensor:
-    """EMO of each row: sum_i p_i c_i."""
+    """EMO of each row: sum_i p_i c_i = c_m + sum_i p_i (c_i - c_m), m the most probable word."""
     p = finite(s.masked_fill(~counted.unsqueeze(-1), 0)).softmax(-1)
     c = costs(target, unit_vectors(embedding, s.dtype))
-    return (p * c).sum(-1).masked_fill(~counted, 0)
+    # where p_m is next to 1 its gradient p_m (c_m - L) would cancel
+    c_m = c.gather(-1, p.detach().argmax(-1, keepdim=True))
+    return (c_m.squeeze(-1) + (p * (c - c_m)).sum(-1)).masked_fill(~counted, 0)
 
 
 def emo_ce_rows(s: Tensor, target: Tensor, counted: Tensor, embedding: Tensor) -> Tensor:

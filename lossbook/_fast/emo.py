@@ -58,19 +58,21 @@ def value(
 def _block(s: Tensor, t: Tensor, c: Tensor, room: Tensor, with_ce: bool) -> Tensor:
     """The losses of some rows; ``c`` holds the costs and takes the gradient."""
     p = torch.softmax(s, -1, out=room)
+    # from the cost of the most probable word: where p_m is next to 1, p_m (c_m - L) would cancel
+    c_m = c.gather(-1, p.argmax(-1, keepdim=True))
+    more = torch.linalg.vecdot(p, c.sub_(c_m)).unsqueeze(-1)
+    emo: Tensor = c_m + more
     if not with_ce:
-        emo: Tensor = torch.linalg.vecdot(p, c).unsqueeze(-1)
-        c.sub_(emo).mul_(p)
+        c.sub_(more).mul_(p)
         return emo
     p_t = p.gather(-1, t)
     whole = readable(p_t) and bool((p_t > 1e-30).all())
     log_p = p_t.log() if whole else s.log_softmax(-1).gather(-1, t)
     rest = p.scatter_(-1, t, 0).sum(-1, keepdim=True)  # 1 - p_t without cancellation
-    emo = torch.linalg.vecdot(p, c).unsqueeze(-1)
     ce = torch.where(rest < 0.5, -torch.log1p(-rest), -log_p)
     ratio = torch.where(emo > 1e-30 * ce, ce / emo, 0)
     # p last: the ratio may be 1e30, but ratio * p_i * c_i <= CE
-    c.sub_(emo).mul_(ratio / 2).add_(0.5).mul_(p)
+    c.sub_(more).mul_(ratio / 2).add_(0.5).mul_(p)
     c.scatter_(-1, t, (rest + ratio * emo * p_t) / -2)
     return ce
 
