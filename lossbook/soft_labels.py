@@ -23,7 +23,7 @@ from lossbook._checks import (
     check_scores,
     describe,
 )
-from lossbook._common import LossModule, finite, reduce_loss, sigmoid, softplus
+from lossbook._common import LossModule, finite, reduce_loss, sigmoid
 from lossbook._fast.soft_labels import two_predictions
 from lossbook._torch import standard_gamma
 
@@ -233,20 +233,28 @@ def multilabel_symmetric_kl(
 
     def formula(s: Tensor, r: Tensor) -> Tensor:
         s, r = finite(s), finite(r)
-        high, low = torch.where(s > r, s, r), torch.where(s > r, r, s)
-        d = k * (high - low)
-        # p (1 - q) - q (1 - p), whose quotient is e^d: two predictions near 1 keep the digits of their difference
-        p_minus_q = torch.exp(-softplus(-k * high) - softplus(k * low)) * one_minus_exp(d)
-        return (p_minus_q * d).sum(-1)
+        d = k * (s - r)
+        (p, not_p), (q, not_q) = probabilities(k * s), probabilities(k * r)
+        gap = torch.tanh(d / 2) * (p * not_q + q * not_p)  # p - q without cancellation
+        return (with_value(p - q, gap) * d).sum(-1)
 
-    s, r = s.to(torch.promote_types(s.dtype, r.dtype)), r.to(torch.promote_types(s.dtype, r.dtype))
-    loss = two_predictions(formula, s, r, k)
+    dtype = torch.promote_types(s.dtype, r.dtype)
+    loss = two_predictions(formula, s.to(dtype), r.to(dtype), k)
     return reduce_loss(loss, reduction, None if m is None else m.any(-1))
 
 
-def one_minus_exp(d: Tensor) -> Tensor:
-    r""":math:`1 - e^{-d}` for d >= 0, with :math:`e^{-d}` as its derivative to the last digit."""
-    return torch.where(d < 1, -torch.expm1(-d), 1 - torch.exp(-d))
+def probabilities(x: Tensor) -> tuple[Tensor, Tensor]:
+    r""":math:`p = \sigma(x)` and :math:`1 - p`, both exact, with exact derivatives of every order."""
+    least = torch.sigmoid(torch.where(x > 0, -x, x))
+    most = 1 - least
+    return torch.where(x > 0, most, least), torch.where(x > 0, least, most)
+
+
+def with_value(x: Tensor, value: Tensor) -> Tensor:
+    """``value``, with the derivatives of ``x``."""
+    x = x.clone()
+    x.detach().copy_(value.detach())
+    return x
 
 
 def read_labels(target: Tensor, mask: Tensor | None) -> Tensor:
