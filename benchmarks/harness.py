@@ -29,11 +29,10 @@ checks first that all return one loss, within ``tolerance`` (relative), and that
 (``"eager"``) or of a size and the goal (``"small eager"``). Without one the record is written, and the command
 returns 1.
 
-Run ``python -m benchmarks.<slug> [--tiny] [--quick] [--only NAME] [--full] [--out DIR] [--device cuda] [--seconds S]``.
-The record goes to ``data/results/bench_<slug>.json``, on another device than the CPU to
-``bench_<slug>_<device>.json``. The goals are for CPUs: elsewhere, and at tiny size, the record holds the ratios and no
-verdict. ``--quick`` measures eager on one thread beside the plain formula and prints one line for each shape. It writes
-nothing, nor does ``--only``.
+``python -m benchmarks.<slug> --help`` names the options. The record goes to ``data/results/bench_<slug>.json``, on
+another device than the CPU to ``bench_<slug>_<device>.json``. The goals are for CPUs: elsewhere, and at tiny size, the
+record holds the ratios and no verdict. ``--quick`` measures on one thread beside the plain formula, eager or with
+``--compiled`` both, and prints one line for each shape. It writes nothing, nor does ``--only``.
 
 How it measures. Short runs of all contenders alternate in one process after warm-up, each round in another order, so
 that a busy machine slows all of them. Times are medians over the rounds, a ratio is the quotient of two times, and the
@@ -68,6 +67,7 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # the profiler that counts the bytes would print its stages
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # no process of the compiler runs beside the next round
 
 import torch
 from torch import Tensor
@@ -147,6 +147,7 @@ class Case:
     tolerance: float = 1e-3
     reasons: Mapping[str, str] = field(default_factory=dict)
     full: tuple[int, ...] | None = None  # the last shape of --full
+    not_compiled: str = ""  # why not
     bytes_goal: float | None = None  # memory alone is measured: peak bytes per element of the second argument, at most
 
     @property
@@ -388,15 +389,18 @@ def pairs_of(names: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def modes_of(
-    contenders: Mapping[str, Contender], device: torch.device, *, tiny: bool, large: bool, seconds: float
+    contenders: Mapping[str, Contender], device: torch.device, *, tiny: bool, compile_on: int, seconds: float
 ) -> tuple[list[dict[str, Any]], list[str]]:
-    """Time on one thread and two, quiet and busy, compiled too; and what does not compile. Tiny: quiet and eager."""
+    """Time on one thread and two, quiet and busy; and what does not compile. Tiny: quiet alone.
+
+    Up to ``compile_on`` threads also compiled.
+    """
     modes, failed = [], []
     cpu = device.type == "cpu"
     for number in (1, 2) if cpu else (1,):
         with threads(number):
             runners = dict(contenders)
-            if not tiny and (number == 1 or large):
+            if number <= compile_on:
                 try:
                     runners |= compiled(contenders)
                 except RuntimeError as error:
@@ -420,7 +424,7 @@ def modes_of(
                         "ratios": ratios,
                     }
                 )
-    if not tiny:
+    if compile_on:
         torch.compiler.reset()  # holds the contenders, and so the data
     return modes, failed
 
@@ -507,9 +511,9 @@ def measure(
     if case.bytes_goal is not None:
         row["bytes_per_weight"] = round(row["peak_bytes"]["ours"] / args[1].numel(), 3)
     else:
-        row["modes"], row["not_compiled"] = modes_of(
-            contenders, device, tiny=tiny, large=size == "large", seconds=seconds
-        )
+        on = 0 if tiny or case.not_compiled else 2 if size == "large" else 1
+        row["modes"], row["not_compiled"] = modes_of(contenders, device, tiny=tiny, compile_on=on, seconds=seconds)
+        row["not_compiled"] += [case.not_compiled] * bool(case.not_compiled)
     row["goals"] = [] if tiny or device.type != "cpu" else goals_of(case, row)
     return row, missing
 
@@ -524,6 +528,11 @@ def copy_speed(device: torch.device) -> dict[str, float]:
     return speeds
 
 
+def missed_goal(goal: Mapping[str, Any]) -> str:
+    where = f", threads {goal['threads']}" if "threads" in goal else ""
+    return f"{goal['goal']}{where}: {goal['ratio'] or math.inf:.3g} > {goal['limit']:g}"
+
+
 def say(row: Mapping[str, Any]) -> str:
     """One row as one line."""
     words = [f"{row['loss']}{', ' * bool(row['variant'])}{row['variant']}", row["size"], str(tuple(row["shape"])) + ":"]
@@ -536,29 +545,41 @@ def say(row: Mapping[str, Any]) -> str:
     elif "plain" in row["peak_bytes"]:
         words.append(f"memory {row['peak_bytes']['ours'] / row['peak_bytes']['plain']:.3g}")
     words += [f"({text})" for text in row["not_compiled"]]
-    missed = [f"{g['goal']} {g['ratio'] or math.inf:.3g} > {g['limit']:g}" for g in row["goals"] if not g["reached"]]
-    words.append("MISSED " + "; ".join(missed) if missed else "reached" if row["goals"] else "")
+    missed = "; ".join(missed_goal(goal) for goal in row["goals"] if not goal["reached"])
+    words.append(f"MISSED {missed}" if missed else "reached" if row["goals"] else "")
     return " ".join(words).rstrip()
 
 
-def quick(case: Case, function: Loss, size: str, shape: tuple[int, ...], device: torch.device, seconds: float) -> str:
-    """One row as one line: eager, one thread, beside the plain formula."""
+def quick(
+    case: Case, function: Loss, size: str, shape: tuple[int, ...], device: torch.device, seconds: float, compile: bool
+) -> str:
+    """One row as one line: on one thread beside the plain formula, eager or also compiled."""
     contenders, _ = contenders_of(case, function, shape, device)
     if case.bytes_goal is not None:
         return say(measure(case, function, size, shape, device)[0])
     few = ", few scores" if case.scores(*shape) < FEW else ""
-    goals = {"plain": GOALS["eager" + few]}
-    goals |= {peer.name: peer.goal for peer in case.peers if peer.goal is not None and not peer.same and not few}
-    contenders = {k: v for k, v in contenders.items() if k in goals or k in ("ours", "copy")}
+    goals = {"ours / plain": GOALS["eager" + few]}
+    goals |= {f"ours / {p.name}": p.goal for p in case.peers if p.goal is not None and not p.same and not few}
+    contenders = {k: v for k, v in contenders.items() if k in ("ours", "copy") or f"ours / {k}" in goals}
+    words = [f"{case.name:36} {size:6} {shape!s:18}"]
     with threads(1):
         values_of(case, contenders)
         memory = peak_of(contenders["ours"], device) / peak_of(contenders["plain"], device)
+        if compile and not case.not_compiled:
+            try:
+                contenders |= compiled(contenders)
+            except RuntimeError as error:
+                words.append(f"({error})")
+            else:
+                goals["ours compiled / plain compiled"] = GOALS["compiled"]
+                if case.scores(*shape) >= MANY:
+                    goals["ours / plain compiled"] = GOALS["plain compiled"]
         times = rounds(contenders, device, time.thread_time, seconds, 3)
-    words = [f"{case.name:36} {size:6} {shape!s:18}"]
     for name, goal in goals.items():
-        part = compared(times["ours"], times[name])
+        ours, theirs = name.split(" / ")
+        part = compared(times[ours], times[theirs])
         spread = f"[{part['quartiles'][0]:.2f}, {part['quartiles'][1]:.2f}]"
-        words.append(f"time / {name} {part['ratio']:6.3f} {spread} {said(part['ratio'], goal)}")
+        words.append(f"{name} {part['ratio']:6.3f} {spread} {said(part['ratio'], goal)}")
     words.append(f"memory {memory:5.3f} {said(memory, GOALS['memory' + few])}")
     words.append(", ".join(f"{name} {statistics.median(t) * 1e3:.4g} ms" for name, t in times.items()))
     return " ".join(words) + f", {len(times['ours'])} rounds"
@@ -573,6 +594,7 @@ def main(slug: str, cases: Sequence[Case], argv: Sequence[str] | None = None, mo
     parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{slug}")
     parser.add_argument("--tiny", action="store_true", help="every case at a tiny size: a check, not a measurement")
     parser.add_argument("--quick", action="store_true", help="eager, one thread, plain formula; nothing is written")
+    parser.add_argument("--compiled", action="store_true", help="with --quick: also under torch.compile")
     parser.add_argument("--only", default="", metavar="NAME", help="the cases whose name has this; nothing is written")
     parser.add_argument("--full", action="store_true", help="also the shapes that need some 20 GB")
     parser.add_argument("--out", type=Path, default=ROOT / "data" / "results", help="folder of the record")
@@ -600,7 +622,7 @@ def main(slug: str, cases: Sequence[Case], argv: Sequence[str] | None = None, mo
             if function is None:
                 raise ImportError(f"{module.__name__} has no {case.loss}")
             if options.quick:
-                print(quick(case, function, size, shape, options.device, seconds), flush=True)
+                print(quick(case, function, size, shape, options.device, seconds, options.compiled), flush=True)
                 continue
             row, missing = measure(case, function, size, shape, options.device, tiny=options.tiny, seconds=seconds)
         except ImportError as error:
@@ -640,5 +662,5 @@ def main(slug: str, cases: Sequence[Case], argv: Sequence[str] | None = None, mo
     path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     unexplained = [(row, goal) for row in rows for goal in row["goals"] if goal.get("reason", "") is None]
     for row, goal in unexplained:
-        print(f"{row['loss']} {row['size']} {row['shape']}: {goal['goal']} missed without a reason", file=sys.stderr)
+        print(f"{row['loss']} {row['size']} {row['shape']}: no reason for {missed_goal(goal)}", file=sys.stderr)
     return 1 if unexplained else 0
