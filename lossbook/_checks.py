@@ -236,9 +236,9 @@ def _look(target: Tensor, mask: Tensor | None, hard: bool, name: str) -> bool:
         slack = ROUNDED if target.is_floating_point() and not hard else 0
         refuse(~((target >= -slack) & (target <= 1 + slack)), "0 or 1" if hard else "labels in [0, 1]")
     if hard and target.is_floating_point():
-        # a few rows at a time: the square of the whole would be as large as the scores
-        parts = target.reshape(-1).split(2**18)  # type: ignore[no-untyped-call]
-        if not all(torch.equal(part * part, part) for part in parts):
+        # t - t^2 is above 0 only between 0 and 1; a few at a time: for the whole it would be as large as the scores
+        parts = target.reshape(-1).split(2**16)  # type: ignore[no-untyped-call]
+        if not inside or any(torch.addcmul(part, part, part, value=-1).amax().item() > 0 for part in parts):
             refuse((target != 0) & (target != 1), "0 or 1")
     return not inside
 

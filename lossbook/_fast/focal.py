@@ -14,14 +14,13 @@ from torch import Tensor
 from lossbook._common import FAR
 from lossbook._fast._function import Formula, Kept, fused
 from lossbook._fast.softmax import softmax_rows, softmax_terms
-from lossbook._torch import readable
 
 Steps = Callable[..., None]
 
 # e^z must not overflow: from here on log(1 + e^z) = z
 HIGH = 80.0
 # So many elements at once: five buffers of them stay in a core's cache, and an operator's call takes a hundredth.
-PIECE = 2**17
+PIECE = 2**16
 
 
 def elementwise(formula: Formula, steps: Steps, s: Tensor, t: Tensor, count: float | Tensor | None) -> Tensor:
@@ -32,15 +31,18 @@ def elementwise(formula: Formula, steps: Steps, s: Tensor, t: Tensor, count: flo
         return loss if count is None else loss.sum() / count
 
     def value(s: Tensor, t: Tensor) -> tuple[Tensor, Kept]:
-        slopes = s.new_empty(s.shape) if wanted else None
+        if 0 < s.numel() <= PIECE:
+            loss, slope, *buffers = (torch.empty_like(s) for _ in range(5))
+            steps(s, t.to(s.dtype), loss, slope, *buffers)
+            return loss if count is None else loss.sum() / count, (slope,)
+        kept = s.new_empty(s.shape) if wanted else None
         losses = s.new_empty(s.shape) if count is None else None
         total = s.new_zeros(())
-        for s_part, t_part, loss, slope, *buffers in _pieces(s, t, losses, slopes):
+        for s_part, t_part, loss, slope, *buffers in _pieces(s, t, losses, kept):
             steps(s_part, t_part.to(s.dtype), loss, slope, *buffers)
             if losses is None:
                 total += loss.sum()
-        result = losses if losses is not None else total / count  # type: ignore[operator]
-        return result, () if slopes is None else (slopes,)
+        return total / count if losses is None else losses, (kept,)  # type: ignore[operator]
 
     def slope(g: Tensor, kept: Kept, spare: bool) -> Tensor:
         (slopes,) = kept
@@ -53,17 +55,14 @@ def elementwise(formula: Formula, steps: Steps, s: Tensor, t: Tensor, count: flo
 def _pieces(s: Tensor, t: Tensor, loss: Tensor | None, slope: Tensor | None) -> Iterator[list[Tensor]]:
     """Scores, labels, losses, slopes and three buffers, whole rows of the last dimension at a time."""
     shape = (-1, s.shape[-1]) if s.dim() > 1 and s.numel() else (-1,)
-    scores = s.reshape(shape)
-    given = [scores, *(None if x is None else x.reshape(shape) for x in (t, loss, slope))]
-    length = len(scores)
-    size = max(length if s.numel() <= PIECE else PIECE * length // s.numel(), 1)
-    missing = sum(x is None for x in given)
-    buffers = scores.new_empty((3 + missing, min(size, length), *scores.shape[1:])).unbind(0)
-    for start in range(0, length, size):
-        n = min(size, length - start)
-        rest = iter(buffers if n == size else [x.narrow(0, 0, n) for x in buffers])
-        parts = given if n == length else [None if x is None else x.narrow(0, start, n) for x in given]
-        yield [next(rest) if x is None else x for x in parts] + [*rest]
+    given = [None if x is None else x.reshape(shape) for x in (s, t, loss, slope)]
+    rows, width = s.numel() // shape[-1] if len(shape) > 1 else s.numel(), shape[1:]
+    size = max(PIECE * rows // max(s.numel(), 1), 1)
+    buffers = s.new_empty((3 + given.count(None), min(size, rows), *width)).unbind(0)
+    for start in range(0, rows, size):
+        n = min(size, rows - start)
+        rest = (x.narrow(0, 0, n) for x in buffers)
+        yield [next(rest) if x is None else x.narrow(0, start, n) for x in given] + [*rest]
 
 
 def power(x: Tensor, exponent: float, out: Tensor) -> Tensor:
@@ -78,14 +77,14 @@ def power(x: Tensor, exponent: float, out: Tensor) -> Tensor:
 
 def hard(t: Tensor, buffer: Tensor) -> bool:
     """Whether labels in [0, 1] are all 0 or 1, as far as that can be looked at."""
-    return readable(t) and not bool(torch.addcmul(t, t, t, value=-1, out=buffer).amax() > 0)
+    return t.is_cpu and torch.addcmul(t, t, t, value=-1, out=buffer).amax().item() == 0
 
 
 def error_terms(s: Tensor, t: Tensor, l: Tensor, r: Tensor, sign: Tensor, q: Tensor) -> None:  # noqa: E741
     """For labels 0 and 1: l = log(1 + e^z), r = sigmoid(-z), q = sigmoid(z) with z = sign * s, sign = 1 - 2t."""
-    torch.mul(t, -2, out=sign).add_(1)
+    torch.sub(1, t, alpha=2, out=sign)
     torch.mul(s, sign, out=q)
-    above = not readable(q) or bool(q.amax() > HIGH)
+    above = not q.is_cpu or q.amax().item() > HIGH
     if above:
         torch.sub(q, HIGH, out=r).relu_()
         q.clamp_(max=HIGH)
@@ -222,10 +221,17 @@ def softmax_focal(formula: Formula, s: Tensor, t: Tensor, counted: Tensor, gamma
     """``formula(s, t, counted)``, the focal loss of rows."""
 
     def row(e: Tensor, ce: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
-        weight = e**gamma
-        return weight * ce, weight * (1 + gamma * p * (ce / e.clamp(min=torch.finfo(e.dtype).tiny)))
+        weight, push = _focal(e, p * ce, gamma)
+        return weight * ce, push
 
     return softmax_rows(formula, row, s, t, counted)
+
+
+def _focal(e: Tensor, p_ce: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
+    """e^gamma, and e^gamma + gamma e^(gamma - 1) p ce, the slope over e."""
+    lower = (e if gamma >= 1 else e.clamp(min=torch.finfo(e.dtype).tiny)) ** (gamma - 1)
+    weight = lower * e
+    return weight, torch.addcmul(weight, lower, p_ce, value=gamma)
 
 
 def soft_truncated_rows(formula: Formula, s: Tensor, t: Tensor, counted: Tensor, k: float) -> Tensor:
@@ -240,18 +246,17 @@ def soft_truncated_rows(formula: Formula, s: Tensor, t: Tensor, counted: Tensor,
         r = turned.gather(-1, at)
         rest = turned.scatter_(-1, at, 0).sum(-1, keepdim=True)
         p, _, e, ce = softmax_terms(s, at)
+        loss = r * ce
         # dL/ds_i = r p_i + k r ce turned_i, dL/ds_t = -r e - k r ce (1 - r)
-        grad = p.mul_(r).addcmul_(turned, k * r * ce).scatter_(-1, at, -r * (e + k * ce * rest))
-        loss = r.squeeze(-1) * ce.squeeze(-1)
-        return loss.masked_fill_(~counted, 0), (grad, counted)
+        push = loss if k == 1 else loss * k
+        own = torch.addcmul(r * e, push, rest).neg_()
+        grad = p.mul_(r).addcmul_(turned, push).scatter_(-1, at, own)
+        loss = loss[..., 0].clone()
+        if counted.is_cpu and bool(counted.all()):
+            return loss, (grad,)
+        return loss.masked_fill_(~counted, 0), (grad, ~counted)
 
-    def slope(g: Tensor, kept: Kept, spare: bool) -> Tensor:
-        grad, counted = kept
-        grad = torch.mul(grad, g.unsqueeze(-1), out=grad if spare else None)
-        whole = readable(counted) and bool(counted.all())
-        return grad if whole else grad.masked_fill_(~counted.unsqueeze(-1), 0)
-
-    return fused(formula, value, slope, s, t, counted)
+    return fused(formula, value, _rows_slope, s, t, counted)
 
 
 # --------------------------------------------------------------------------------------------------------- soft targets
@@ -261,12 +266,13 @@ def softmax_focal_soft(formula: Formula, s: Tensor, t: Tensor, gamma: float) -> 
     """``formula(s, t)``, the focal loss of every class weighed by ``t``."""
 
     def value(s: Tensor, t: Tensor) -> tuple[Tensor, Kept]:
-        p, e, ce, top = _classes(s)
-        weight = power(e, gamma, torch.empty_like(e)).mul_(t)
-        loss = (weight * ce).sum(-1)
-        tiny = torch.finfo(s.dtype).tiny
-        h = ce.mul_(p).div_(e.clamp(min=tiny)).mul_(gamma).add_(1).mul_(weight)
-        return loss, (_pull(h, p, e, top),)
+        d = s - s.amax(-1, keepdim=True)
+        p = torch.softmax(d, -1)
+        sure, rest = _sure(p)
+        e = torch.sub(1, p).scatter_(-1, sure, rest)
+        ce = _cross_entropy(d, p, rest)
+        weight, push = _focal(e, p * ce, gamma)
+        return weight.mul_(ce).mul_(t).sum(-1), (_pull(push.mul_(t), p, sure, rest),)
 
     return fused(formula, value, _rows_slope, s, t)
 
@@ -275,37 +281,47 @@ def soft_truncated_soft(formula: Formula, s: Tensor, t: Tensor, k: float) -> Ten
     """``formula(s, t)``, the soft truncation of every class weighed by ``t``."""
 
     def value(s: Tensor, t: Tensor) -> tuple[Tensor, Kept]:
-        p, e, ce, top = _classes(s)
-        turned = (s.amax(-1, keepdim=True) - s).mul_(k).clamp_(-FAR, FAR)
-        r, not_r, _, bottom = _classes(turned)
+        d = s - s.amax(-1, keepdim=True)
+        turned = d * -k
+        p, r = torch.softmax(d, -1), torch.softmax(turned if s.is_cpu else turned.clamp_(-FAR, FAR), -1)
+        sure, rest = _sure(p)
         a = t * r
-        grad = _pull(a, p, e, top)
-        b = a.mul_(ce)
-        return b.sum(-1), (grad.add_(_pull(b, r, not_r, bottom), alpha=k),)
+        b = a * _cross_entropy(d, p, rest)
+        loss = b.sum(-1)
+        grad = _pull(a, p, sure, rest)
+        return loss, (grad.add_(_pull(b, r, *_sure(r)), alpha=k),)
 
     return fused(formula, value, _rows_slope, s, t)
 
 
-def _classes(s: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """p, 1 - p and -log p of every class without cancellation, and the top class."""
-    top = s.argmax(-1, keepdim=True)
-    p = torch.softmax(s, -1)
-    best = p.gather(-1, top)
-    rest = p.scatter_(-1, top, 0).sum(-1, keepdim=True)
-    e = torch.sub(1, p).scatter_(-1, top, rest)
-    least = torch.where(rest < 0.5, torch.log1p(-rest), best.log()).neg_()
-    ce = (s.gather(-1, top) - s).sub_(best.log()).scatter_(-1, top, least)
-    return p.scatter_(-1, top, best), e, ce, top
+def _sure(p: Tensor) -> tuple[Tensor, Tensor]:
+    """The class with a probability above 1/2, else the first one; and its 1 - p, the sum of the others."""
+    if p.is_cpu:  # argmax takes twice as long as a softmax there
+        mark = torch.threshold(p, 0.5, 0.0).ceil_()
+        number = mark.mul_(torch.arange(p.shape[-1], dtype=p.dtype)).sum(-1, keepdim=True)
+        sure = number.nan_to_num_().long()
+    else:
+        sure = p.argmax(-1, keepdim=True)
+    best = p.gather(-1, sure)
+    rest = p.scatter_(-1, sure, 0).sum(-1, keepdim=True)
+    p.scatter_(-1, sure, best)
+    return sure, rest
 
 
-def _pull(h: Tensor, p: Tensor, e: Tensor, top: Tensor) -> Tensor:
-    """p_i sum_(c != i) h_c - h_i (1 - p_i): what classes push that each hold h_c."""
-    own = h.gather(-1, top)
-    others = h.scatter_(-1, top, 0).sum(-1, keepdim=True)
-    h.scatter_(-1, top, own)
-    return (others + own - h).scatter_(-1, top, others).mul_(p).addcmul_(h, e, value=-1)
+def _cross_entropy(d: Tensor, p: Tensor, rest: Tensor) -> Tensor:
+    """-log p of every class, in place of the scores below the highest one."""
+    least = torch.where(rest < 0.5, torch.log1p(-rest), p.amax(-1, keepdim=True).log_())
+    return d.neg_().sub_(least)
+
+
+def _pull(h: Tensor, p: Tensor, sure: Tensor, rest: Tensor) -> Tensor:
+    """What classes push that each hold h_c: p_i sum_c h_c - h_i, at the sure class without cancellation."""
+    own, best = h.gather(-1, sure), p.gather(-1, sure)
+    others = h.scatter_(-1, sure, 0).sum(-1, keepdim=True)
+    return p.mul_(others + own).sub_(h).scatter_(-1, sure, best * others - own * rest)
 
 
 def _rows_slope(g: Tensor, kept: Kept, spare: bool) -> Tensor:
-    (grad,) = kept
-    return torch.mul(grad, g.unsqueeze(-1), out=grad if spare else None)
+    grad, *ignored = kept
+    grad = torch.mul(grad, g.unsqueeze(-1), out=grad if spare else None)
+    return grad.masked_fill_(ignored[0].unsqueeze(-1), 0) if ignored else grad
