@@ -22,6 +22,8 @@ HALF = (torch.float16, torch.bfloat16)
 FLOATING = (*HALF, torch.float32, torch.float64)
 # a soft label this far outside [0, 1] is a rounded one (resized masks, averages of votes, sums of a softmax)
 ROUNDED = 1e-4
+# float32 rounds an error near 1 by 6e-8, and its power by so much times gamma
+MOST_GAMMA = 1e3
 
 
 def describe(value: object) -> str:
@@ -82,6 +84,22 @@ def check_integer(name: str, value: Any, *, low: int | None = None) -> int:
 def check_ignore_index(ignore_index: Any) -> int:
     """``ignore_index`` as an int."""
     return check_integer("ignore_index", ignore_index)
+
+
+def check_gamma(gamma: Any, name: str = "gamma") -> float:
+    """The power of an error."""
+    return check_number(name, gamma, low=0.0, high=MOST_GAMMA)
+
+
+def check_sharpness(sharpness: Any) -> float:
+    """K of a sigmoid weight; from 1e30 on it is a step anyway, and float32 ends."""
+    return min(check_number("sharpness", sharpness, low=0.0), 1e30)
+
+
+def check_row_options(ignore_index: Any, dim: Any, reduction: str) -> dict[str, Any]:
+    """What the losses of rows share."""
+    numbers = {"ignore_index": check_ignore_index(ignore_index), "dim": check_integer("dim", dim)}
+    return {**numbers, "reduction": check_reduction(reduction)}
 
 
 def check_flag(name: str, value: Any) -> bool:

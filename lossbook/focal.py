@@ -1,27 +1,33 @@
 r"""Losses that let the easy samples go: truncated, softly truncated, focal and asymmetric cross-entropy.
 
-Each multiplies cross-entropy by a weight that falls as the sample is got right: to zero past a margin
-(:func:`hard_truncated_bce`), along a sigmoid (:func:`soft_truncated_bce`), or as a power of the error
-(:func:`sigmoid_focal_loss`, :func:`asymmetric_loss`). The softmax forms are :func:`soft_truncated_cross_entropy` and
-:func:`softmax_focal_loss`. A module of the same name wraps each. The page Recipes shows them in training loops.
+Each multiplies cross-entropy by a weight that falls as the sample is got right: to zero past a margin, along a sigmoid,
+or as a power of the error. Four take a label for each score, the two softmax forms one class out of many. A module of
+the same name wraps each. The page Recipes shows them in training loops.
 
-float16 and bfloat16 scores are computed in float32, and the loss is float32. Values of targets and weights are checked
-on the CPU only: elsewhere the check would wait for the device.
+What holds for all: float16 and bfloat16 scores are computed in float32, and the loss is float32. ``reduction`` is
+``"mean"`` over what counts (0 if nothing does), ``"sum"`` or ``"none"``. ``mask`` is boolean and broadcastable to
+``input``: False leaves an element out, whatever stands there. Values of targets and weights are checked on the CPU
+only, since elsewhere the check would wait for the device. A target carries no gradient.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lossbook import _checks as checks
-from lossbook._checks import check_index, check_number, check_per_class, check_reduction, check_scores
-from lossbook._common import FAR, LossModule, finite, reduce_loss, rest_margin, rest_margins, sigmoid, softplus
+from lossbook._checks import check_number, check_per_class, check_reduction, check_scores
+from lossbook._common import FAR, LossModule, finite, sigmoid, softplus
 from lossbook._fast import focal as fast
+from lossbook._softmax_focal import (
+    SoftmaxFocalLoss,
+    SoftTruncatedCrossEntropy,
+    soft_truncated_cross_entropy,
+    softmax_focal_loss,
+)
 
 __all__ = [
     "AsymmetricLoss",
@@ -37,9 +43,6 @@ __all__ = [
     "soft_truncated_cross_entropy",
     "softmax_focal_loss",
 ]
-
-# float32 rounds an error near 1 by 6e-8, and its power by so much times gamma
-MOST_GAMMA = 1e3
 
 
 def hard_truncated_bce(
@@ -62,15 +65,14 @@ def hard_truncated_bce(
         input: scores :math:`s`, any shape.
         target: labels :math:`y`, 0 or 1 in any dtype, the shape of ``input``.
         margin: the probability :math:`m` in [0, 1] from which a sample no longer counts.
-        mask: boolean, broadcastable to ``input``; False leaves an element out, whatever stands there.
-        reduction: ``"mean"`` over the elements that count, ``"sum"`` or ``"none"``.
+        mask: the elements that count.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
 
     Returns:
         A scalar, or the shape of ``input`` with ``reduction="none"``.
 
     Raises:
-        TypeError: an argument has a wrong type or dtype.
-        ValueError: shapes differ, a label is neither 0 nor 1, or an option is out of range.
+        TypeError, ValueError: an argument has a wrong type, dtype, shape or value.
 
     Example:
         >>> s, y = torch.tensor([2.0, 0.0, -1.0]), torch.tensor([1, 1, 1])
@@ -89,7 +91,8 @@ def hard_truncated_bce(
         return weight * softplus(z)
 
     steps = fast.hard_truncated_steps(z_m)
-    return _each(formula, steps, input, target, mask, reduction, hard=True)
+    read = _read(input, target, mask, reduction, hard=True)
+    return fast.elementwise(formula, steps, *read)
 
 
 def soft_truncated_bce(
@@ -108,15 +111,14 @@ def soft_truncated_bce(
         input: scores :math:`s`, any shape.
         target: labels :math:`y`, 0 or 1 in any dtype, the shape of ``input``.
         sharpness: :math:`K \ge 0`; 0 gives half the cross-entropy.
-        mask: boolean, broadcastable to ``input``; False leaves an element out, whatever stands there.
-        reduction: ``"mean"`` over the elements that count, ``"sum"`` or ``"none"``.
+        mask: the elements that count.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
 
     Returns:
         A scalar, or the shape of ``input`` with ``reduction="none"``.
 
     Raises:
-        TypeError: an argument has a wrong type or dtype.
-        ValueError: shapes differ, a label is neither 0 nor 1, or an option is out of range.
+        TypeError, ValueError: an argument has a wrong type, dtype, shape or value.
 
     Example:
         >>> s, y = torch.tensor([2.0, 0.0, -1.0]), torch.tensor([1, 1, 1])
@@ -125,14 +127,15 @@ def soft_truncated_bce(
 
     Equation :eq:`focal-soft` of the chapter. Source: Su Jianlin, scientific spaces 4733 (2017).
     """
-    k = _sharpness(sharpness)
+    k = checks.check_sharpness(sharpness)
 
     def formula(s: Tensor, y: Tensor) -> Tensor:
         z = (1 - 2 * y) * finite(s)  # how far the score lies on the wrong side
         return sigmoid(finite(k * z)) * softplus(z)
 
     steps = fast.soft_truncated_steps(k)
-    return _each(formula, steps, input, target, mask, reduction, hard=True)
+    read = _read(input, target, mask, reduction, hard=True)
+    return fast.elementwise(formula, steps, *read)
 
 
 def sigmoid_focal_loss(
@@ -158,17 +161,15 @@ def sigmoid_focal_loss(
         input: scores :math:`s`, any shape.
         target: labels :math:`t` in [0, 1] in any dtype, the shape of ``input``; values between are soft labels.
         gamma: the power :math:`\gamma` in [0, 1000]; 0 gives cross-entropy.
-        alpha: weight of the positive label in [0, 1], the negative one gets ``1 - alpha``; a number, or a tensor with
-            one value per label (the last dimension); None for no weights.
-        mask: boolean, broadcastable to ``input``; False leaves an element out, whatever stands there.
-        reduction: ``"mean"`` over the elements that count, ``"sum"`` or ``"none"``.
+        alpha: weight :math:`\alpha` in [0, 1] of positives; a number, a tensor of one per label, or None for none.
+        mask: the elements that count.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
 
     Returns:
         A scalar, or the shape of ``input`` with ``reduction="none"``.
 
     Raises:
-        TypeError: an argument has a wrong type or dtype.
-        ValueError: shapes differ, a label lies outside [0, 1], or an option is out of range.
+        TypeError, ValueError: an argument has a wrong type, dtype, shape or value.
 
     Example:
         >>> s, t = torch.tensor([2.0, 0.0, -1.0]), torch.tensor([1.0, 1.0, 0.5])
@@ -178,7 +179,8 @@ def sigmoid_focal_loss(
     Equation :eq:`focal-loss` of the chapter. Source: Su Jianlin, scientific spaces 4733 (2017); focal loss, arXiv
     1708.02002.
     """
-    g, w = _gamma("gamma", gamma), _alpha(alpha, input)
+    g, read = checks.check_gamma(gamma), _read(input, target, mask, reduction)
+    w = _alpha(alpha, read[0])
 
     def formula(s: Tensor, t: Tensor) -> Tensor:
         s = finite(s)
@@ -192,8 +194,7 @@ def sigmoid_focal_loss(
         loss = torch.exp(g * log_error) * bce
         return loss if w is None else (w * t + (1 - w) * (1 - t)) * loss
 
-    steps = fast.focal_steps(g, w)
-    return _each(formula, steps, input, target, mask, reduction)
+    return fast.elementwise(formula, fast.focal_steps(g, w), *read)
 
 
 def asymmetric_loss(
@@ -225,15 +226,14 @@ def asymmetric_loss(
         gamma_pos: the power :math:`\gamma_+` of positives in [0, 1000].
         clip: the probability :math:`c` in [0, 1) taken off negatives.
         detach_weight: let no gradient through the powers (``disable_torch_grad_focal_loss`` of the published code).
-        mask: boolean, broadcastable to ``input``; False leaves an element out, whatever stands there.
-        reduction: ``"mean"`` over the elements that count, ``"sum"`` or ``"none"``.
+        mask: the elements that count.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
 
     Returns:
         A scalar, or the shape of ``input`` with ``reduction="none"``.
 
     Raises:
-        TypeError: an argument has a wrong type or dtype.
-        ValueError: shapes differ, a label lies outside [0, 1], or an option is out of range.
+        TypeError, ValueError: an argument has a wrong type, dtype, shape or value.
 
     Example:
         >>> s, t = torch.tensor([2.0, 2.0, -3.0]), torch.tensor([1, 0, 0])
@@ -242,38 +242,34 @@ def asymmetric_loss(
 
     Source: asymmetric loss, arXiv 2009.14119. With equal powers and no clip it is :eq:`focal-loss` of the chapter.
     """
-    given = _asymmetric_options(gamma_neg, gamma_pos, clip, detach_weight)
+    given = _asymmetric(gamma_neg, gamma_pos, clip, detach_weight)
     minus, plus, c, constant = given.values()
-    score = math.log(c) - math.log1p(-c) if c else 0.0  # the score of the clip
-    high = round(score * 2**16) / 2**16  # exact in float32: s - high keeps every digit
-    options = (minus, plus, c, (high, score - high), constant)
+    high, low = _score_of(c)
 
     def formula(s: Tensor, t: Tensor) -> Tensor:
-        return _asymmetric(s, t, *options)
+        s = finite(s)
+        log_p, log_n = -softplus(-s), -softplus(s)
+        log_q, rest, above = log_p, -log_n, s == s
+        if c:  # q = (1 - c) p (1 - e^-d), 1 - q = 1 - p + c
+            d = (s - high) - low
+            above = d > 0
+            log_q = log_p + math.log1p(-c) + _log_of_rest(torch.where(above, d, 1))
+            q = torch.exp(log_q)
+            near = torch.log1p(-torch.where(q < 0.5, q, 0))
+            rest = -torch.where(q < 0.5, near, torch.log(torch.exp(log_n) + c))
+        weights = torch.exp(plus * log_n), torch.exp(minus * log_q)
+        pos, neg = (w.detach() for w in weights) if constant else weights
+        return -t * pos * log_p + (1 - t) * torch.where(above, neg * rest, 0)
 
-    steps = fast.asymmetric_steps(*options)
-    return _each(formula, steps, input, target, mask, reduction)
+    steps = fast.asymmetric_steps(minus, plus, c, (high, low), constant)
+    return fast.elementwise(formula, steps, *_read(input, target, mask, reduction))
 
 
-def _asymmetric(
-    s: Tensor, t: Tensor, minus: float, plus: float, c: float, level: tuple[float, float], constant: bool
-) -> Tensor:
-    """The formula of :func:`asymmetric_loss`."""
-    s = finite(s)
-    log_p, log_n = -softplus(-s), -softplus(s)
-    log_q, rest, above = log_p, -log_n, s == s
-    if c:  # q = (1 - c) p (1 - e^-d), 1 - q = 1 - p + c
-        d = (s - level[0]) - level[1]
-        above = d > 0
-        log_q = log_p + math.log1p(-c) + _log_of_rest(torch.where(above, d, 1))
-        q = torch.exp(log_q)
-        near = torch.log1p(-torch.where(q < 0.5, q, 0))
-        rest = -torch.where(q < 0.5, near, torch.log(torch.exp(log_n) + c))
-    weight_pos, weight_neg = torch.exp(plus * log_n), torch.exp(minus * log_q)
-    if constant:
-        weight_pos, weight_neg = weight_pos.detach(), weight_neg.detach()
-    negative = torch.where(above, weight_neg * rest, 0)
-    return -t * weight_pos * log_p + (1 - t) * negative
+def _score_of(c: float) -> tuple[float, float]:
+    """The score of a probability in two parts; float32 scores lose no digit when they are subtracted in turn."""
+    score = math.log(c) - math.log1p(-c) if c else 0.0
+    high = round(score * 2**16) / 2**16
+    return high, score - high
 
 
 def _log_of_rest(d: Tensor) -> Tensor:
@@ -284,201 +280,39 @@ def _log_of_rest(d: Tensor) -> Tensor:
     return torch.where(near, close, far)
 
 
-def softmax_focal_loss(
-    input: Tensor,
-    target: Tensor,
-    *,
-    gamma: float = 2.0,
-    weight: Tensor | None = None,
-    ignore_index: int = -100,
-    dim: int = -1,
-    reduction: str = "mean",
-) -> Tensor:
-    r"""Focal loss of one class out of many.
-
-    .. math::
-
-        L = -w_t\, (1 - p_t)^\gamma \log p_t, \qquad p = \operatorname{softmax}(s)
-
-    The error :math:`1 - p_t` comes from the other classes' scores, not from a subtraction, so it keeps its digits as
-    :math:`p_t` nears 1. A soft target :math:`\tau` gives :math:`\sum_c \tau_c L_c`.
-
-    Args:
-        input: scores :math:`s`, shape ``(..., C)``, or with the classes in dimension ``dim``.
-        target: class indices :math:`t`, shape ``(...)``; or soft targets, floating, the shape of ``input``.
-        gamma: the power :math:`\gamma` in [0, 1000]; 0 gives cross-entropy.
-        weight: a weight :math:`w \ge 0` per class, shape ``(C,)``; None for ones.
-        ignore_index: rows with this target are left out.
-        dim: the dimension of the classes.
-        reduction: ``"mean"`` over the rows that count (not the sum of their weights), ``"sum"`` or ``"none"``.
-
-    Returns:
-        A scalar, or shape ``(...)`` with ``reduction="none"`` (0 at ignored rows).
-
-    Raises:
-        TypeError: an argument has a wrong type or dtype.
-        ValueError: shapes do not fit, a target, a weight or an option is out of range.
-
-    Example:
-        >>> s = torch.tensor([[2.0, 1.0, 0.0], [2.0, 1.0, 0.0]])
-        >>> softmax_focal_loss(s, torch.tensor([0, 2]), reduction="none").round(decimals=4)
-        tensor([0.0457, 1.9936])
-
-    Equation :eq:`focal-softmax` of the chapter. Source: Su Jianlin, scientific spaces 4733 (2017); focal loss, arXiv
-    1708.02002.
-    """
-    g = _gamma("gamma", gamma)
-    s, t, counted = _rows(input, target, ignore_index, dim, reduction)
-    w = None if weight is None else check_per_class("weight", weight, s.shape[-1]).to(s)
-
-    def focal(z: Tensor) -> Tensor:  # z: how far the other classes lie above class t
-        return torch.exp(-g * softplus(-z)) * softplus(z)
-
-    def formula(s: Tensor, t: Tensor, counted: Tensor) -> Tensor:
-        return focal(rest_margin(finite(s), t, counted))
-
-    def soft(s: Tensor, t: Tensor) -> Tensor:
-        return (t * focal(rest_margins(_below_top(s)))).sum(-1)
-
-    if counted is None:  # soft targets
-        t = t if w is None else t * w
-        loss = soft(s, t) if t.requires_grad else fast.softmax_focal_soft(soft, s, t, g)
-    else:
-        loss = fast.softmax_focal(formula, s, t, counted, g)
-        loss = loss if w is None else loss * w[t]
-    return reduce_loss(loss, reduction, counted)
-
-
-def soft_truncated_cross_entropy(
-    input: Tensor,
-    target: Tensor,
-    *,
-    sharpness: float = 1.0,
-    ignore_index: int = -100,
-    dim: int = -1,
-    reduction: str = "mean",
-) -> Tensor:
-    r"""Softly truncated cross-entropy of one class out of many.
-
-    .. math::
-
-        L = -\operatorname{softmax}(-K s)_t\, \log \operatorname{softmax}(s)_t
-
-    With two classes it is :func:`soft_truncated_bce` of the difference of the scores. One other class far below all
-    the rest takes the whole weight: a score of :math:`-\infty` on it gives a loss of 0. A soft target :math:`\tau`
-    gives :math:`\sum_c \tau_c L_c`.
-
-    Args:
-        input: scores :math:`s`, shape ``(..., C)``, or with the classes in dimension ``dim``.
-        target: class indices :math:`t`, shape ``(...)``; or soft targets, floating, the shape of ``input``.
-        sharpness: :math:`K \ge 0`; 0 gives cross-entropy divided by the number of classes.
-        ignore_index: rows with this target are left out.
-        dim: the dimension of the classes.
-        reduction: ``"mean"`` over the rows that count, ``"sum"`` or ``"none"``.
-
-    Returns:
-        A scalar, or shape ``(...)`` with ``reduction="none"`` (0 at ignored rows).
-
-    Raises:
-        TypeError: an argument has a wrong type or dtype.
-        ValueError: shapes do not fit, a target or an option is out of range.
-
-    Example:
-        >>> s = torch.tensor([[2.0, 1.0, 0.0], [2.0, 1.0, 0.0]])
-        >>> soft_truncated_cross_entropy(s, torch.tensor([0, 2]), reduction="none").round(decimals=4)
-        tensor([0.0367, 1.6016])
-
-    Equation :eq:`focal-soft-softmax` of the chapter. Source: Su Jianlin, scientific spaces 4733 (2017).
-    """
-    k = _sharpness(sharpness)
-    s, t, counted = _rows(input, target, ignore_index, dim, reduction)
-
-    def formula(s: Tensor, t: Tensor, counted: Tensor) -> Tensor:
-        s = finite(s)
-        # subtracted first, so a common offset costs no digits
-        turned = finite(-k * (s - s.detach().amin(-1, keepdim=True)))
-        weight = sigmoid(-rest_margin(turned, t, counted))
-        return weight * softplus(rest_margin(s, t, counted))
-
-    def soft(s: Tensor, t: Tensor) -> Tensor:
-        d = _below_top(s)
-        weight = sigmoid(-rest_margins(finite(-k * d)))
-        return (t * weight * softplus(rest_margins(d))).sum(-1)
-
-    if counted is None:  # soft targets
-        loss = fast.soft_truncated_soft(soft, s, t, k)
-    else:
-        loss = fast.soft_truncated_rows(formula, s, t, counted, k)
-    return reduce_loss(loss, reduction, counted)
-
-
 # ------------------------------------------------------------------------------------------------------------ arguments
 
 
-def _each(
-    formula: Callable[[Tensor, Tensor], Tensor],
-    steps: fast.Steps,
-    input: Tensor,
-    target: Tensor,
-    mask: Tensor | None,
-    reduction: str,
-    hard: bool = False,
-) -> Tensor:
-    """Reduce ``formula(s, t)``, the loss of each element; ``steps`` compute the same."""
+def _read(
+    input: Tensor, target: Tensor, mask: Tensor | None, reduction: str, *, hard: bool = False
+) -> tuple[Tensor, Tensor, Any]:
+    """Scores, labels, and what the sum of the losses is divided by, None for no sum."""
     check_reduction(reduction)
     s = check_scores(input, rows=False)
     mask = checks.check_mask(mask, input.shape)
     t = checks.check_labels(target, input.shape, hard=hard, mask=mask)
-    if mask is not None:  # a negative far below 0 costs nothing in any of these losses
-        s, t = s.masked_fill(~mask, -FAR), t.masked_fill(~mask, 0)
     count: Any = {"mean": max(s.numel(), 1), "sum": 1}.get(reduction)
-    if mask is not None and reduction == "mean":
+    if mask is None:
+        return s, t, count
+    if reduction == "mean":
         count = mask.expand(s.shape).sum().clamp(min=1)
-    return fast.elementwise(formula, steps, s, t, count)
+    # a negative far below 0 costs nothing in any of these losses
+    return s.masked_fill(~mask, -FAR), t.masked_fill(~mask, 0), count
 
 
-def _rows(
-    input: Tensor, target: Tensor, ignore_index: int, dim: int, reduction: str
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Scores with the classes last, class indices, which rows count; or soft targets, None."""
-    check_reduction(reduction)
-    s = check_scores(input, dim=dim)
-    classes = checks.check_classes(s)
-    if isinstance(target, Tensor) and target.is_floating_point():
-        checks.check_ignore_index(ignore_index)
-        soft = checks.check_distribution(target, input.shape, dim=dim)
-        return s, soft.to(s.dtype), None
-    index, counted = check_index(target, s.shape[:-1], classes, checks.check_ignore_index(ignore_index))
-    return s, index, counted
-
-
-def _below_top(s: Tensor) -> Tensor:
-    """The scores below the highest one: what is subtracted first costs no digits later."""
-    s = finite(s)
-    return s - s.detach().amax(-1, keepdim=True)
-
-
-def _gamma(name: str, value: float) -> float:
-    return check_number(name, value, low=0.0, high=MOST_GAMMA)
-
-
-def _sharpness(value: float) -> float:
-    """K of the soft truncations; from 1e30 on the sigmoid is a step anyway, and float32 ends."""
-    return min(check_number("sharpness", value, low=0.0), FAR)
-
-
-def _alpha(alpha: float | Tensor | None, input: Tensor | None = None) -> float | Tensor | None:
+def _alpha(alpha: float | Tensor | None, s: Tensor | None = None) -> float | Tensor | None:
     if isinstance(alpha, Tensor) and alpha.dim():
-        labels = None if input is None else (*input.shape, 1)[input.dim() - 1]
-        checks.check_constant(check_per_class("alpha", alpha, labels, high=1.0), "alpha")
-        return alpha if input is None else alpha.to(check_scores(input, rows=False).dtype)
+        labels = None if s is None else (*s.shape, 1)[s.dim() - 1]
+        check_per_class("alpha", alpha, labels, high=1.0)
+        checks.check_constant(alpha, "alpha")
+        return alpha if s is None else alpha.to(s.dtype)
     return None if alpha is None else check_number("alpha", alpha, low=0.0, high=1.0)
 
 
-def _asymmetric_options(gamma_neg: float, gamma_pos: float, clip: float, detach_weight: bool) -> dict[str, Any]:
+def _asymmetric(gamma_neg: float, gamma_pos: float, clip: float, detach_weight: bool) -> dict[str, Any]:
     return {
-        "gamma_neg": _gamma("gamma_neg", gamma_neg),
-        "gamma_pos": _gamma("gamma_pos", gamma_pos),
+        "gamma_neg": checks.check_gamma(gamma_neg, "gamma_neg"),
+        "gamma_pos": checks.check_gamma(gamma_pos, "gamma_pos"),
         "clip": check_number("clip", clip, low=0.0, high=1.0, open_high=True),
         "detach_weight": checks.check_flag("detach_weight", detach_weight),
     }
@@ -503,7 +337,8 @@ class SoftTruncatedBce(LossModule):
     """:func:`soft_truncated_bce` as a module."""
 
     def __init__(self, *, sharpness: float = 1.0, reduction: str = "mean") -> None:
-        super().__init__(sharpness=_sharpness(sharpness), reduction=check_reduction(reduction))
+        sharpness = checks.check_sharpness(sharpness)
+        super().__init__(sharpness=sharpness, reduction=check_reduction(reduction))
 
     def forward(self, input: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
         """The loss of ``input`` and ``target``."""
@@ -514,8 +349,8 @@ class SigmoidFocalLoss(LossModule):
     """:func:`sigmoid_focal_loss` as a module; an ``alpha`` per label is a buffer and moves with it."""
 
     def __init__(self, *, gamma: float = 2.0, alpha: float | Tensor | None = None, reduction: str = "mean") -> None:
-        check_reduction(reduction)
-        super().__init__(gamma=_gamma("gamma", gamma), alpha=_alpha(alpha), reduction=reduction)
+        gamma, alpha = checks.check_gamma(gamma), _alpha(alpha)
+        super().__init__(gamma=gamma, alpha=alpha, reduction=check_reduction(reduction))
 
     def forward(self, input: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
         """The loss of ``input`` and ``target``."""
@@ -534,52 +369,9 @@ class AsymmetricLoss(LossModule):
         detach_weight: bool = False,
         reduction: str = "mean",
     ) -> None:
-        options = _asymmetric_options(gamma_neg, gamma_pos, clip, detach_weight)
+        options = _asymmetric(gamma_neg, gamma_pos, clip, detach_weight)
         super().__init__(**options, reduction=check_reduction(reduction))
 
     def forward(self, input: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
         """The loss of ``input`` and ``target``."""
         return asymmetric_loss(input, target, mask=mask, **self.options)
-
-
-class SoftmaxFocalLoss(LossModule):
-    """:func:`softmax_focal_loss` as a module; the class weights are a buffer and move with it."""
-
-    def __init__(
-        self,
-        *,
-        gamma: float = 2.0,
-        weight: Tensor | None = None,
-        ignore_index: int = -100,
-        dim: int = -1,
-        reduction: str = "mean",
-    ) -> None:
-        weight = None if weight is None else check_per_class("weight", weight)
-        gamma, rows = _gamma("gamma", gamma), _row_options(ignore_index, dim, reduction)
-        super().__init__(gamma=gamma, weight=weight, **rows)
-
-    def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        """The loss of ``input`` and ``target``."""
-        return softmax_focal_loss(input, target, **self.options)
-
-
-class SoftTruncatedCrossEntropy(LossModule):
-    """:func:`soft_truncated_cross_entropy` as a module."""
-
-    def __init__(
-        self, *, sharpness: float = 1.0, ignore_index: int = -100, dim: int = -1, reduction: str = "mean"
-    ) -> None:
-        rows = _row_options(ignore_index, dim, reduction)
-        super().__init__(sharpness=_sharpness(sharpness), **rows)
-
-    def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        """The loss of ``input`` and ``target``."""
-        return soft_truncated_cross_entropy(input, target, **self.options)
-
-
-def _row_options(ignore_index: int, dim: int, reduction: str) -> dict[str, Any]:
-    return {
-        "ignore_index": checks.check_ignore_index(ignore_index),
-        "dim": checks.check_integer("dim", dim),
-        "reduction": check_reduction(reduction),
-    }
