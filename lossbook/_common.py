@@ -46,6 +46,15 @@ def one_hot(t: Tensor, num_classes: int) -> Tensor:
     return beside(torch.arange(num_classes, device=t.device), t) == t.unsqueeze(-1)
 
 
+def logsumexp(s: Tensor) -> Tensor:
+    r""":math:`\log \sum_i e^{s_i}` of each row.
+
+    The shares in torch's gradient, :math:`e^{s_i - r}`, are rounded as coarsely as the result r.
+    """
+    top = s.detach().amax(-1, keepdim=True)
+    return (s - top).exp().sum(-1).log() + top.squeeze(-1)
+
+
 def rest_margin(s: Tensor, t: Tensor, counted: Tensor | None = None) -> Tensor:
     r"""How far the other classes lie above class t: :math:`z = \log \sum_{i \ne t} e^{s_i - s_t}`, so that
     :math:`p_t = \sigma(-z)`, :math:`1 - p_t = \sigma(z)` and :math:`-\log p_t = \log(1 + e^z)`.

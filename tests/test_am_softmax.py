@@ -23,7 +23,9 @@ from torch.nn import functional as F
 
 from benchmarks.harness import peak_bytes
 from lossbook import am_softmax
+from lossbook._classifier import unit
 from lossbook._fast import _function
+from lossbook._fast import am_softmax as _fast
 from lossbook.am_softmax import (
     AdditiveAngularMargin,
     AdditiveCosineMargin,
@@ -490,7 +492,7 @@ def test_what_an_ignored_row_holds_does_not_matter(junk: float) -> None:
 def plain_form(loss: Callable[..., Tensor], *arguments: Tensor, **options: Any) -> Tensor:
     """The same loss without its hand-written backward pass."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(am_softmax, "plain", lambda *_: False)
+        patch.setattr(_fast, "plain", lambda *_: False)
         patch.setattr(_function, "plain", lambda *_: False)
         return loss(*arguments, **options)
 
@@ -972,7 +974,7 @@ def test_autocast_leaves_the_cosines_alone(lean: bool) -> None:
     expected_grads = gradients(expected[0], embedding, weight)
     with pytest.MonkeyPatch.context() as patch, torch.autocast("cpu", dtype=torch.bfloat16):
         if not lean:
-            patch.setattr(am_softmax, "plain", lambda *_: False)
+            patch.setattr(_fast, "plain", lambda *_: False)
             patch.setattr(_function, "plain", lambda *_: False)
         got = run()
         inside = gradients(got[0], embedding, weight, retain_graph=True) if lean else None
@@ -1018,7 +1020,7 @@ def test_the_cosines_stay_in_range() -> None:
     torch.manual_seed(0)
     head = CosineClassifier(16, 500)
     embedding = torch.cat([head.weight.detach(), -head.weight.detach()])
-    raw = F.linear(am_softmax._unit(embedding), am_softmax._unit(head.weight))
+    raw = F.linear(unit(embedding), unit(head.weight))
     assert raw.max() > 1  # rounding does leave the range
     assert raw.min() < -1
     cosine = head(embedding)
@@ -1339,9 +1341,32 @@ def test_a_scale_that_learns() -> None:
     for module in (AmSoftmaxLoss, LinearAmSoftmaxLoss):
         (parameter,) = module(scale=nn.Parameter(torch.tensor(20.0))).parameters()
         assert parameter.item() == 20
+    (parameter,) = MarginSoftmaxLoss(psi=own_psi, scale=nn.Parameter(torch.tensor([20.0]))).parameters()
+    assert parameter.shape == (1,)
+    with pytest.raises(ValueError, match="scale must be a finite number > 0"):
+        AmSoftmaxLoss(scale=nn.Parameter(torch.tensor(-1.0)))
     large = torch.tensor(200.0, dtype=torch.float64, requires_grad=True)
     close(loss(large, cosine), loss(200.0, cosine))
     close(linear(large, *inputs[1:]), linear(200.0, *inputs[1:]))
+
+
+def test_a_margin_that_learns() -> None:
+    class Learned(AdditiveCosineMargin):
+        def __init__(self) -> None:
+            super().__init__(0.1)
+            self.more = nn.Parameter(torch.tensor(0.2, dtype=torch.float64))
+
+        def forward(self, cosine: Tensor) -> Tensor:
+            return super().forward(cosine) - self.more
+
+    cosine, target = example()
+    psi = Learned()
+    loss = MarginSoftmaxLoss(psi=psi, scale=3.0)(cosine, target)
+    close(loss, am_softmax_loss(cosine, target, margin=0.1 + 0.2, scale=3.0))
+    (grad,) = gradients(loss, psi.more)
+    step = 1e-6
+    ends = [am_softmax_loss(cosine, target, margin=0.1 + 0.2 + sign * step, scale=3.0) for sign in (1, -1)]
+    close(grad, (ends[0] - ends[1]) / (2 * step), rtol=1e-8)
 
 
 def test_numbers_of_numpy_and_tensors_are_options() -> None:
@@ -1768,7 +1793,7 @@ ERRORS: list[tuple[Callable[[], object], type[Exception], str]] = [
     (lambda: retrieval_accuracy(VECTORS, TARGET, k=0), ValueError, "k must be at least 1, got 0"),
     (lambda: retrieval_accuracy(VECTORS, TARGET, k=(1, 2.0)), TypeError, "k must be an integer, got float 2.0"),
     (lambda: retrieval_accuracy(VECTORS, TARGET, k=()), ValueError, "k must hold at least one number, got none"),
-    (lambda: retrieval_accuracy(VECTORS, TARGET, k=1.5), TypeError, "k must be an integer or several, got float 1.5"),
+    (lambda: retrieval_accuracy(VECTORS, TARGET, k=1.5), TypeError, "k must be an integer, got float 1.5"),
     (lambda: AmSoftmaxLoss(margin=-1), ValueError, "margin must be a finite number >= 0, got -1"),
     (lambda: AmSoftmaxLoss(scale=0), ValueError, "scale must be a finite number > 0, got 0"),
     (lambda: AmSoftmaxLoss(reduction="max"), ValueError, "reduction must be one of"),

@@ -10,31 +10,37 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from lossbook._classifier import inverse_norm
 from lossbook._common import ABSENT
 from lossbook._fast._function import Kept, fused
-from lossbook._torch import full_precision, plain, readable
+from lossbook._torch import compiling, full_precision, plain, readable
 
 Formula = Callable[..., Tensor]
 Margin = Callable[[Tensor], "tuple[Tensor, Tensor | None]"]
 # e^64 times a billion classes is within float32, and so is e^-65: no need to look for a row's largest score
-UNSHIFTED = 64.0
+_UNSHIFTED = 64.0
+# the chunks that torch.compile unrolls, unless a size is asked for
+_UNROLLED = 16
 
 
-def margin_rows(
-    formula: Formula, psi: Margin, cosine: Tensor, t: Tensor, counted: Tensor, scale: float, shifted: bool
-) -> Tensor:
+def wide(scale: float | Tensor) -> bool:
+    """Whether scores may lie beyond +-64."""
+    return isinstance(scale, Tensor) or scale > _UNSHIFTED
+
+
+def margin_rows(formula: Formula, psi: Margin, cosine: Tensor, t: Tensor, counted: Tensor, scale: float) -> Tensor:
     """``formula(cosine, t, counted)``, the losses of rows, for a margin without parameters of its own.
 
-    ``psi(cosine_t)`` returns its values and its slope, None for 1. ``shifted`` says that scores may be beyond +-64.
+    ``psi(cosine_t)`` returns its values and its slope, None for 1.
     """
 
     def value(cosine: Tensor, t: Tensor, counted: Tensor) -> tuple[Tensor, Kept]:
-        e, total, rest = _exponentials(cosine, t, scale, shifted)
+        e, total, rest = _exponentials(cosine, t, scale, wide(scale) or not readable(cosine))
         psi_t, slope = psi(cosine.gather(-1, t.unsqueeze(-1)).squeeze(-1))
         z = rest.sub_(psi_t, alpha=scale)
         loss = torch.logaddexp(z, z.new_zeros(()))
         ignored = ~counted
-        own = z.sub_(loss).exp_().mul_(scale).masked_fill_(ignored, 0)  # scale sigmoid(z)
+        own = z.sigmoid_().mul_(scale).masked_fill_(ignored, 0)
         return loss.masked_fill_(ignored, 0), (e, own / total, own if slope is None else own * slope, t, counted)
 
     return fused(formula, value, _margin_slope, cosine, t, counted)
@@ -45,8 +51,12 @@ def _margin_slope(g: Tensor, kept: Kept, spare: bool) -> Tensor:
     return _spread(e, g * others, (g * own).neg_(), t, counted, spare)
 
 
-def rest_rows(formula: Formula, cosine: Tensor, t: Tensor, counted: Tensor, scale: float, shifted: bool) -> Tensor:
-    """``formula(cosine, t, counted, scale)``, ``(..., 2)``: the rest and the target's cosine, for any margin."""
+def rest_rows(formula: Formula, cosine: Tensor, t: Tensor, counted: Tensor, scale: float | Tensor) -> Tensor:
+    """``formula(cosine, t, counted, scale)``, ``(..., 2)``: the rest and the target's cosine, for any margin.
+
+    With a tensor as scale, ``cosine`` is multiplied by it already, and so is the target's.
+    """
+    shifted = wide(scale) or not readable(cosine)
 
     def value(cosine: Tensor, t: Tensor, counted: Tensor, scale: float) -> tuple[Tensor, Kept]:
         e, total, rest = _exponentials(cosine, t, scale, shifted)
@@ -55,7 +65,7 @@ def rest_rows(formula: Formula, cosine: Tensor, t: Tensor, counted: Tensor, scal
             both.masked_fill_(~counted.unsqueeze(-1), 0)
         return both, (e, scale / total, t, counted)
 
-    return fused(formula, value, _rest_slope, cosine, t, counted, scale)
+    return fused(formula, value, _rest_slope, cosine, t, counted, 1.0 if isinstance(scale, Tensor) else scale)
 
 
 def _rest_slope(g: Tensor, kept: Kept, spare: bool) -> Tensor:
@@ -87,32 +97,41 @@ def _spread(e: Tensor, others: Tensor, own: Tensor, t: Tensor, counted: Tensor, 
 
 
 class _Chunk:
-    """Some classes: their vectors, inverse lengths, scores but for these, and where each row's target is, and whether.
+    """Some classes: vectors, inverse lengths, scores but for these, and where each row's target is, and whether."""
 
-    ``inverse`` is the function that gives the inverse lengths.
-    """
-
-    def __init__(self, z: Tensor, weight: Tensor, t: Tensor, first: int, size: int, inverse: Formula) -> None:
+    def __init__(self, z: Tensor, weight: Tensor, t: Tensor, first: int, size: int) -> None:
         self.w = weight[first : first + size].to(z.dtype)
-        self.inverse = inverse(self.w)
+        self.inverse = inverse_norm(self.w)
         self.product = z @ self.w.t()
         inside = (t >= first) & (t < first + self.w.shape[0])
         self.inside = inside.unsqueeze(1)
         self.at = torch.where(inside, t - first, 0).unsqueeze(1)
 
 
-class LinearRest(Function):
-    """``formula(z, weight, t)`` for ``z`` ``(R, D)``: one chunk of scores at a time, the backward pass anew."""
+def linear_rest(
+    formula: Formula, z: Tensor, weight: Tensor, t: Tensor, size: int | None, scale: float | Tensor
+) -> Tensor:
+    """``formula(z, weight, t, size)``, ``(R, 2)``, for ``z`` ``(R, D)``; ``size`` classes are held at a time."""
+    classes, length = weight.shape
+    if not plain(z, weight, t):
+        return formula(z, weight, t, (size or -(-classes // _UNROLLED)) if compiling() else None)
+    # 16 MB lie in a CPU's last cache, 64 MB keep an accelerator busy; less, and the threads wait for each other
+    numbers = 2**22 if z.device.type == "cpu" else 2**24
+    size = size or max(numbers // (len(z) + length), 128)
+    both: Tensor = _LinearRest.apply(z, weight, t, size, wide(scale), formula)  # type: ignore[no-untyped-call]
+    return both
+
+
+class _LinearRest(Function):
+    """One chunk of scores at a time, and the backward pass anew."""
 
     @staticmethod
-    def forward(
-        ctx: Any, z: Tensor, weight: Tensor, t: Tensor, size: int, shifted: bool, inverse: Formula, formula: Formula
-    ) -> Tensor:
+    def forward(ctx: Any, z: Tensor, weight: Tensor, t: Tensor, size: int, shifted: bool, formula: Formula) -> Tensor:
         with full_precision(z.device):
             s_t, total = z.new_zeros(len(z), 1), z.new_zeros(len(z), 1)  # total: sum of e^(s - top) so far
             top = z.new_full((len(z), 1), ABSENT if shifted else 0.0)
             for first in range(0, len(weight), size):
-                chunk = _Chunk(z, weight, t, first, size, inverse)
+                chunk = _Chunk(z, weight, t, first, size)
                 s = chunk.product.mul_(chunk.inverse.t())
                 there = s.gather(1, chunk.at)
                 s_t = torch.where(chunk.inside, there, s_t)
@@ -124,7 +143,7 @@ class LinearRest(Function):
                     s.sub_(top)
                 total += s.exp_().sum(1, keepdim=True)
             rest = total.log_().add_(top).clamp_(min=ABSENT)
-        ctx.size, ctx.inverse, ctx.formula = size, inverse, formula
+        ctx.size, ctx.formula = size, formula
         ctx.save_for_backward(z, weight, t, rest)
         return torch.cat((rest, s_t), 1)
 
@@ -136,15 +155,15 @@ class LinearRest(Function):
         if again or not plain(g):
             with torch.enable_grad():
                 names = [z.view_as(z), weight.view_as(weight)]  # hooks on the first names run only once
-                both = ctx.formula(*names, t)
+                both = ctx.formula(*names, t, None)
             needed = [name for name, need in zip(names, wanted) if need]  # noqa: B905 - torch 2.6 traces no strict
             found = iter(torch.autograd.grad(both, needed, g, create_graph=again))
-            return (*(next(found) if need else None for need in wanted), None, None, None, None, None)
+            return (*(next(found) if need else None for need in wanted), None, None, None, None)
         grad_z = torch.zeros_like(z) if wanted[0] else None
         grad_weight = torch.empty_like(weight) if wanted[1] else None
         with full_precision(z.device):
             for first in range(0, len(weight), ctx.size):
-                chunk = _Chunk(z, weight, t, first, ctx.size, ctx.inverse)
+                chunk = _Chunk(z, weight, t, first, ctx.size)
                 s = chunk.product
                 grad_s = torch.addcmul(-rest, s, chunk.inverse.t(), out=s).exp_().mul_(g[:, :1])
                 grad_s.scatter_(1, chunk.at, torch.where(chunk.inside, g[:, 1:], grad_s.gather(1, chunk.at)))
@@ -158,4 +177,4 @@ class LinearRest(Function):
                     part.addcmul_(chunk.w, (part * chunk.w).sum(1, keepdim=True) * chunk.inverse.square(), value=-1)
                     if part is not place:
                         place.copy_(part)
-        return grad_z, grad_weight, None, None, None, None, None
+        return grad_z, grad_weight, None, None, None, None
