@@ -5,6 +5,11 @@ one softmax on each side, so that it needs no class weights. :func:`sparse_multi
 labels as indices, for very many labels. :func:`multilabel_predict` reads the answer off the scores.
 :func:`multilabel_pairwise_loss` and :func:`subset_softmax_loss` are the two roads that lead there. A module of the same
 name wraps each. How to train with them stands on the page Recipes.
+
+All losses compute float16 and bfloat16 scores in float32. Infinite scores count as 1e30 in size. ``mask`` removes a
+label as if its column were deleted, whatever its score and its target; a row without labels has loss 0 and does not
+count in the mean. Targets take no gradient. Their values are looked at on the CPU only: elsewhere it would stall the
+device.
 """
 
 from __future__ import annotations
@@ -18,19 +23,17 @@ from torch.nn import functional as F
 
 from lossbook._checks import (
     check_ignore_index,
-    check_index,
     check_integer,
     check_labels,
     check_mask,
     check_number,
     check_reduction,
     check_scores,
-    classes_last,
-    describe,
 )
 from lossbook._common import ABSENT, LossModule, finite, reduce_loss, softplus
 from lossbook._fast.multilabel_softmax import exchanged_sets, indexed_sums, two_sums
-from lossbook._torch import readable
+from lossbook._log_sums import log_elementary, log_sum
+from lossbook._several_labels import check_positives, counted_rows, most_exchanged, only
 
 __all__ = [
     "MultilabelPairwiseLoss",
@@ -68,15 +71,13 @@ def multilabel_softmax_loss(
 
         L = \log\Bigl(e^{s_0} + \sum_i (1 - t_i)\, e^{s_i}\Bigr) + \log\Bigl(e^{-s_0} + \sum_i t_i\, e^{-s_i}\Bigr)
 
-    At :math:`t_i = 0` and :math:`t_i = 1` the two are equal, whatever the score. Infinite scores count as 1e30 in size;
-    their gradient is that of a finite score.
+    At :math:`t_i = 0` and :math:`t_i = 1` the two are equal, whatever the score.
 
     Args:
-        input: Scores :math:`s` (logits), never probabilities, (..., C). float16 and bfloat16 are computed in float32.
+        input: Scores :math:`s` (logits), never probabilities, (..., C).
         target: Hard labels of a boolean or integer dtype (0 or 1), or soft labels of a float dtype, in the shape of
-            ``input``. What rounding left outside [0, 1] by at most 1e-4 is clamped. It takes no gradient.
-        mask: Boolean, broadcastable to ``input``; False removes a label as if its column were deleted, whatever its
-            score and its target. A row without labels has loss 0 and does not count in the mean.
+            ``input``. What rounding left outside [0, 1] by at most 1e-4 is clamped.
+        mask: Boolean, broadcastable to ``input``; False removes a label.
         threshold: The score :math:`s_0` that positives should exceed and negatives should not.
         dim: The dimension of the labels: 1 for a picture (N, C, H, W), whose pixels are the rows.
         reduction: ``"mean"`` over the rows, ``"sum"`` or ``"none"``.
@@ -86,8 +87,7 @@ def multilabel_softmax_loss(
 
     Raises:
         TypeError: An argument is of the wrong kind or dtype.
-        ValueError: The shapes do not fit, ``target`` requires a gradient, a label lies outside [0, 1] (looked at on
-            the CPU only, elsewhere it would stall the device), or an option has no such value.
+        ValueError: Shapes, an option or a label have no such value, or ``target`` requires a gradient.
 
     Example:
         >>> s = torch.tensor([[2.0, -1.0, 0.5], [-3.0, 1.0, -2.0]])
@@ -111,7 +111,8 @@ def multilabel_softmax_loss(
     def formula(s: Tensor, t: Tensor, mask: Tensor | None) -> Tensor:
         return two_sides(s, t, mask, s_0)
 
-    def row(neg: Tensor, pos: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # from sums of e^(s - s0) and of e^(s0 - s)
+    # from the sums of e^(s - s0) and of e^(s0 - s)
+    def row(neg: Tensor, pos: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return torch.log1p(neg) + torch.log1p(pos), 1 / (1 + neg), 1 / (1 + pos)
 
     loss = two_sums(formula, row, s, t, m, s_0, 1.0)
@@ -123,32 +124,6 @@ def two_sides(s: Tensor, t: Tensor, mask: Tensor | None, s_0: float) -> Tensor:
     s, neg, pos = only(mask, s, ~t if t.dtype == torch.bool else 1 - t, t)
     s = finite(s)
     return softplus(log_sum(s, neg) - s_0) + softplus(log_sum(-s, pos) + s_0)
-
-
-def log_sum(x: Tensor, w: Tensor) -> Tensor:
-    r""":math:`\log \sum_i w_i e^{x_i}`, and -1e32 where all weights are 0.
-
-    A term larger than all others together is taken out, and they are summed beside it: no derivative of any order is
-    then a difference of numbers near 1.
-    """
-    w = w.to(x.dtype)
-    x = torch.where(w >= torch.finfo(x.dtype).tiny, x, ABSENT)  # no 0 * inf
-    top = x.detach().amax(-1, keepdim=True)
-    leads = (x.detach() + w.log()).softmax(-1) > 0.5
-    out = x.masked_fill(~leads, 0).sum(-1, keepdim=True)
-    out = torch.where(leads.any(-1, keepdim=True), out, top)
-    total = (w * torch.exp((x - out).masked_fill(leads, 0))).sum(-1)
-    return total.masked_fill(total == 0, 1).log() + out.squeeze(-1)
-
-
-def only(mask: Tensor | None, *tensors: Tensor) -> list[Tensor]:
-    """The tensors with 0 for labels that do not take part."""
-    return [x if mask is None else x.masked_fill(~mask, 0) for x in tensors]
-
-
-def counted_rows(mask: Tensor | None) -> Tensor | None:
-    """Which rows have a label."""
-    return None if mask is None else mask.any(-1)
 
 
 def sparse_multilabel_softmax_loss(
@@ -167,13 +142,13 @@ def sparse_multilabel_softmax_loss(
 
         L = \log\Bigl(e^{s_0} + \sum_{i \notin P} e^{s_i}\Bigr) + \log\Bigl(e^{-s_0} + \sum_{j \in P} e^{-s_j}\Bigr)
 
-    Here :math:`P` holds the indices of a row. The sum over the negatives leaves the positives out. It does not subtract
-    them from a sum over all labels, so nothing cancels once the positives dominate.
+    :math:`P` holds the indices of a row. The sum over the negatives leaves them out, it does not subtract them from a
+    sum over all labels: nothing cancels once the positives dominate.
 
     Args:
         input: Scores :math:`s`, as in :func:`multilabel_softmax_loss`, (..., C).
         index: The positive labels of each row, (..., k), of an integer dtype. A repeated label counts once.
-        mask: Boolean, broadcastable to ``input``, as in :func:`multilabel_softmax_loss`; it also removes positives.
+        mask: Boolean, broadcastable to ``input``; False removes a label, also from the positives.
         threshold: The score :math:`s_0` that positives should exceed and negatives should not.
         ignore_index: The value that pads the rows of ``index``. A row of nothing else has no positive label; it counts.
         dim: The dimension of ``input`` with the labels, and of ``index`` with the positives.
@@ -184,8 +159,7 @@ def sparse_multilabel_softmax_loss(
 
     Raises:
         TypeError: An argument is of the wrong kind or dtype.
-        ValueError: The shapes do not fit, an index lies outside [0, C) (looked at on the CPU only, elsewhere it would
-            stall the device), or an option has no such value.
+        ValueError: Shapes, an option or an index have no such value.
 
     Example:
         >>> s = torch.tensor([[2.0, -1.0, 0.5], [-3.0, 1.0, -2.0]])
@@ -205,24 +179,11 @@ def sparse_multilabel_softmax_loss(
     def formula(s: Tensor, index: Tensor, given: Tensor, mask: Tensor | None) -> Tensor:
         # padding marks one label past the last, which is then cut off
         none = torch.zeros_like(F.pad(s, (0, 1)), dtype=torch.bool)
-        t = none.scatter(-1, index.masked_fill(~given, s.shape[-1]), True)[..., :-1]
+        t = none.scatter(-1, index.masked_fill(~given, s.shape[-1]), 1)[..., :-1]
         return two_sides(s, t, mask, s_0)
 
     loss = indexed_sums(formula, s, positives, given, m, s_0)
     return reduce_loss(loss, reduction, counted_rows(m))
-
-
-def check_positives(index: Tensor, s: Tensor, ignore_index: int, dim: int) -> tuple[Tensor, Tensor]:
-    """Indices as int64 with the positives last, at least one a row, and which of them are no padding."""
-    if isinstance(index, Tensor) and index.dim() == s.dim():
-        index = classes_last(index, dim, "index")
-    if isinstance(index, Tensor) and index.shape[:-1] != s.shape[:-1]:
-        wanted = ", ".join([*map(str, s.shape[:-1]), "k"])
-        raise ValueError(
-            f"index must have the shape ({wanted}), the rows of input (labels last, or pass dim), got {describe(index)}"
-        )
-    index, given = check_index(index, getattr(index, "shape", ()), s.shape[-1], ignore_index, name="index")
-    return (index, given) if index.shape[-1] else (F.pad(index, (0, 1)), F.pad(given, (0, 1)))
 
 
 def multilabel_pairwise_loss(
@@ -244,11 +205,11 @@ def multilabel_pairwise_loss(
     The double sum is a product of two sums, so it costs two log-sum-exps and not one term per pair.
 
     Args:
-        input: Scores :math:`s`, (..., C). float16 and bfloat16 are computed in float32.
+        input: Scores :math:`s`, (..., C).
         target: Labels, 0 or 1 in any real dtype, in the shape of ``input``.
         scale: :math:`\gamma > 0`, multiplies the scores and the margin.
         margin: :math:`m`, by how much a positive should exceed a negative, in units of the scores.
-        mask: Boolean, broadcastable to ``input``, as in :func:`multilabel_softmax_loss`.
+        mask: Boolean, broadcastable to ``input``; False removes a label.
         dim: The dimension of the labels.
         reduction: ``"mean"`` over the rows, ``"sum"`` or ``"none"``.
 
@@ -257,8 +218,7 @@ def multilabel_pairwise_loss(
 
     Raises:
         TypeError: An argument is of the wrong kind or dtype.
-        ValueError: The shapes do not fit, ``target`` requires a gradient, a label is neither 0 nor 1 (looked at on the
-            CPU only, elsewhere it would stall the device), or an option has no such value.
+        ValueError: Shapes, an option or a label have no such value, or ``target`` requires a gradient.
 
     Example:
         >>> s = torch.tensor([[2.0, -1.0, 0.5], [-3.0, 1.0, -2.0]])
@@ -287,8 +247,8 @@ def multilabel_pairwise_loss(
         slope = gamma * math.exp(apart) / (1 + z)
         return torch.log1p(z), slope * pos, slope * neg
 
-    # where e^(gamma m) overflows, so does the loss, which then comes from the formula
-    loss = two_sums(formula, row, s, t, m, 0.0, gamma) if abs(apart) < 80 else formula(s, t, m)
+    small = abs(apart) < 80  # else e^(gamma m) may overflow
+    loss = two_sums(formula, row, s, t, m, 0.0, gamma) if small else formula(s, t, m)
     return reduce_loss(loss, reduction, counted_rows(m))
 
 
@@ -323,20 +283,19 @@ def subset_softmax_loss(
         L = \log \bar Z_K - \sum_{j \in \mathrm{pos}} s_j - (K - k)\, s_0,
         \qquad \bar Z_K = Z_K + e^{s_0} \bar Z_{K-1}, \quad \bar Z_0 = Z_0 = 1
 
-    Every set is reached from the right one by taking positives away and adding negatives. The sums over what is taken
-    and what is added are elementary symmetric polynomials, computed apart. Nothing is subtracted, so the loss is never
-    negative and stays exact for large scores.
+    Every set is reached from the right one by taking positives away and adding negatives. The sums over both are
+    elementary symmetric polynomials, computed apart. Nothing is subtracted, so the loss stays exact for large scores.
 
     Time and memory per row grow as C D, and as :math:`D^2` with ``max_positives``. D is the largest number of labels
-    exchanged: K, or without it the largest min(k, C - k) of the rows. Where the targets cannot be read without waiting
-    (an accelerator, ``torch.compile``, ``torch.func``), D is C // 2 unless ``max_positives`` is given.
+    exchanged: K, or without it the largest min(k, C - k) of the rows, and C // 2 where nobody may look at the targets
+    (an accelerator, ``torch.compile``, ``torch.func``).
 
     Args:
-        input: Scores :math:`s`, (..., C). float16 and bfloat16 are computed in float32.
+        input: Scores :math:`s`, (..., C).
         target: Labels, 0 or 1 in any real dtype, in the shape of ``input``. Rows may differ in their number.
         max_positives: :math:`K \ge 1`, the most positives that a row may have; None for the form of known k.
         threshold: The score :math:`s_0` of the threshold class; without ``max_positives`` it plays no part.
-        mask: Boolean, broadcastable to ``input``, as in :func:`multilabel_softmax_loss`.
+        mask: Boolean, broadcastable to ``input``; False removes a label.
         dim: The dimension of the labels.
         reduction: ``"mean"`` over the rows, ``"sum"`` or ``"none"``.
 
@@ -345,9 +304,8 @@ def subset_softmax_loss(
 
     Raises:
         TypeError: An argument is of the wrong kind or dtype.
-        ValueError: The shapes do not fit, ``target`` requires a gradient, a label is neither 0 nor 1 or a row has more
-            than ``max_positives`` positives (both looked at on the CPU only, elsewhere it would stall the device), or
-            an option has no such value.
+        ValueError: Shapes, an option or a label have no such value, a row has more than ``max_positives`` positives, or
+            ``target`` requires a gradient.
 
     Example:
         >>> s = torch.tensor([[2.0, -1.0, 0.5], [-3.0, 1.0, -2.0]])
@@ -363,58 +321,39 @@ def subset_softmax_loss(
     s = check_scores(input, dim=dim)
     m = check_mask(mask, input.shape, dim)
     t = check_labels(target, input.shape, hard=True, mask=mask, dim=dim) == 1
-    K = None if max_positives is None else check_integer("max_positives", max_positives, low=1)
+    K = max_positives
+    if K is not None:
+        K = check_integer("max_positives", K, low=1)
     s_0 = check_number("threshold", threshold)
     check_reduction(reduction)
     neg, pos = only(m, ~t, t)
-    k = pos.sum(-1)
-    seen = readable(k) and k.numel() > 0
-    if K is not None and seen and bool((k > K).any()):
-        raise ValueError(f"target must have at most max_positives={K} positives in a row, got {int(k.max())}")
-    exchanged = torch.minimum(k, neg.sum(-1)).max() if K is None and seen else s.shape[-1] // 2 if K is None else K
-    D = max(1, min(int(exchanged), s.shape[-1]))
+    D = most_exchanged(pos, neg, K)
 
     def formula(s: Tensor, neg: Tensor, pos: Tensor) -> Tensor:
-        s = finite(torch.where(neg | pos, s, 0))
-        c = lowest(s, pos, s_0)
-        taken = log_elementary(torch.where(pos, c - s, ABSENT), D)  # log e_a(e^-s_j), a = 0..D
-        added = log_elementary(torch.where(neg, s - c, ABSENT), D)  # log e_b(e^s_i), b = 0..D
-        if K is None:
-            sets = (taken + added)[..., 1:]  # as many added as taken
-        else:
-            b = torch.ones_like(added).cumsum(-1) - 1
-            more = b.unsqueeze(-2) - b.unsqueeze(-1)  # b - a
-            sets = taken.unsqueeze(-1) + added.unsqueeze(-2) + more * (c - s_0).unsqueeze(-1)
-            sets = torch.where(more <= (K - k)[..., None, None], sets, ABSENT)  # at most K members
-            sets = sets.flatten(-2)[..., 1:]  # a = b = 0 is the right set
-        return softplus(log_sum(sets, ~(sets <= ABSENT / 2)))
+        return other_sets(s, neg, pos, D, K, s_0)
 
-    loss = exchanged_sets(formula, s, neg, pos, D, None if K is None else (K - k, s_0))
+    room = None if K is None else (K - pos.sum(-1), s_0)
+    loss = exchanged_sets(formula, s, neg, pos, D, room)
     return reduce_loss(loss, reduction, counted_rows(m))
 
 
-def log_elementary(x: Tensor, degree: int) -> Tensor:
-    r"""Logarithms of the elementary symmetric polynomials :math:`e_0, \dots, e_D` of :math:`e^{x_i}`: (..., D + 1).
-
-    They are the coefficients of :math:`\prod_i (1 + e^{x_i} z)`. The factors are multiplied in pairs, and so on.
-    """
-    n = x.shape[-1]
-    x = F.pad(x, (0, (1 << max(n - 1, 1).bit_length()) - n), value=ABSENT)  # a power of 2, and at least 2
-    product = torch.stack((torch.zeros_like(x), x), -1)
-    while product.shape[-2] > 1:
-        product = log_multiply(product[..., 0::2, :], product[..., 1::2, :], degree)
-    product = product.squeeze(-2)
-    return F.pad(product, (0, degree + 1 - product.shape[-1]), value=ABSENT)
-
-
-def log_multiply(f: Tensor, g: Tensor, degree: int) -> Tensor:
-    """The product of two polynomials of equal degree, all in logarithms, up to ``degree``."""
-    n = f.shape[-1]
-    terms = f.unsqueeze(-1) + g.unsqueeze(-2)  # f_i g_j, (n, n)
-    # row i moves i places to the right, so that terms of equal i + j stand in one column
-    skewed = F.pad(terms, (0, n), value=ABSENT).flatten(-2)[..., :-n]
-    columns = skewed.reshape(*terms.shape[:-1], 2 * n - 1)[..., : degree + 1].transpose(-1, -2)
-    return log_sum(columns, ~(columns <= ABSENT / 2))
+def other_sets(s: Tensor, neg: Tensor, pos: Tensor, degree: int, most: int | None, s_0: float) -> Tensor:
+    """log(1 + the weights of all sets but the right one, divided by its own weight)."""
+    s = finite(torch.where(neg | pos, s, 0))
+    c = lowest(s, pos, s_0)
+    # log e_a(e^-s_j) and log e_b(e^s_i) for a, b = 0, 1, ..., degree
+    taken = log_elementary(torch.where(pos, c - s, ABSENT), degree)
+    added = log_elementary(torch.where(neg, s - c, ABSENT), degree)
+    if most is None:
+        sets = (taken + added)[..., 1:]  # as many added as taken
+    else:
+        b = torch.ones_like(added).cumsum(-1) - 1
+        more = b.unsqueeze(-2) - b.unsqueeze(-1)  # b - a
+        gain = more * (c - s_0).unsqueeze(-1)
+        sets = taken.unsqueeze(-1) + added.unsqueeze(-2) + gain
+        fits = more <= (most - pos.sum(-1))[..., None, None]
+        sets = torch.where(fits, sets, ABSENT).flatten(-2)[..., 1:]  # without a = b = 0
+    return softplus(log_sum(sets, ~(sets <= ABSENT / 2)))
 
 
 def multilabel_predict(input: Tensor, *, mask: Tensor | None = None, threshold: float = 0.0) -> Tensor:
@@ -447,55 +386,63 @@ def multilabel_predict(input: Tensor, *, mask: Tensor | None = None, threshold: 
     return above if m is None else above & m
 
 
-# --------------------------------------------------------------------------------------------------------- modules
+class RowsLoss(LossModule):
+    """What the modules of losses of rows share."""
+
+    def __init__(self, dim: int, reduction: str, **options: Any) -> None:
+        options["dim"] = check_integer("dim", dim)
+        super().__init__(**options, reduction=check_reduction(reduction))
 
 
-class MultilabelSoftmaxLoss(LossModule):
+class MultilabelSoftmaxLoss(RowsLoss):
     """:func:`multilabel_softmax_loss` as a module."""
 
     def __init__(self, *, threshold: float = 0.0, dim: int = -1, reduction: str = "mean") -> None:
-        super().__init__(threshold=check_number("threshold", threshold), **rows_options(dim, reduction))
+        super().__init__(dim, reduction, threshold=check_number("threshold", threshold))
 
     def forward(self, input: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
         """The loss of ``input`` and ``target``."""
         return multilabel_softmax_loss(input, target, mask=mask, **self.options)
 
 
-class SparseMultilabelSoftmaxLoss(LossModule):
+class SparseMultilabelSoftmaxLoss(RowsLoss):
     """:func:`sparse_multilabel_softmax_loss` as a module."""
 
     def __init__(
         self, *, threshold: float = 0.0, ignore_index: int = -100, dim: int = -1, reduction: str = "mean"
     ) -> None:
-        options = {"threshold": check_number("threshold", threshold), "ignore_index": check_ignore_index(ignore_index)}
-        super().__init__(**options, **rows_options(dim, reduction))
+        options = {"threshold": check_number("threshold", threshold)}
+        options["ignore_index"] = check_ignore_index(ignore_index)
+        super().__init__(dim, reduction, **options)
 
     def forward(self, input: Tensor, index: Tensor, mask: Tensor | None = None) -> Tensor:
         """The loss of ``input`` and the positives in ``index``."""
         return sparse_multilabel_softmax_loss(input, index, mask=mask, **self.options)
 
 
-class MultilabelPairwiseLoss(LossModule):
+class MultilabelPairwiseLoss(RowsLoss):
     """:func:`multilabel_pairwise_loss` as a module."""
 
     def __init__(self, *, scale: float = 1.0, margin: float = 0.0, dim: int = -1, reduction: str = "mean") -> None:
         scale = check_number("scale", scale, low=0, open_low=True)
-        super().__init__(scale=scale, margin=check_number("margin", margin), **rows_options(dim, reduction))
+        margin = check_number("margin", margin)
+        super().__init__(dim, reduction, scale=scale, margin=margin)
 
     def forward(self, input: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
         """The loss of ``input`` and ``target``."""
         return multilabel_pairwise_loss(input, target, mask=mask, **self.options)
 
 
-class SubsetSoftmaxLoss(LossModule):
+class SubsetSoftmaxLoss(RowsLoss):
     """:func:`subset_softmax_loss` as a module."""
 
     def __init__(
         self, *, max_positives: int | None = None, threshold: float = 0.0, dim: int = -1, reduction: str = "mean"
     ) -> None:
-        K = None if max_positives is None else check_integer("max_positives", max_positives, low=1)
-        threshold = check_number("threshold", threshold)
-        super().__init__(max_positives=K, threshold=threshold, **rows_options(dim, reduction))
+        K, s_0 = max_positives, check_number("threshold", threshold)
+        if K is not None:
+            K = check_integer("max_positives", K, low=1)
+        super().__init__(dim, reduction, max_positives=K, threshold=s_0)
 
     def forward(self, input: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
         """The loss of ``input`` and ``target``."""
@@ -511,8 +458,3 @@ class MultilabelPredict(LossModule):
     def forward(self, input: Tensor, mask: Tensor | None = None) -> Tensor:
         """Which labels are positive."""
         return multilabel_predict(input, mask=mask, **self.options)
-
-
-def rows_options(dim: int, reduction: str) -> dict[str, Any]:
-    """What every loss of rows takes."""
-    return {"dim": check_integer("dim", dim), "reduction": check_reduction(reduction)}

@@ -105,7 +105,9 @@ def smooth_labels(target: Tensor, smoothing: float, *, mask: Tensor | None = Non
     t = read_labels(target, mask)
     e = check_number("smoothing", smoothing, low=0.0, high=1.0)
     smooth = t * (1 - e) + e / 2
-    return smooth if mask is None else torch.where(mask, smooth, target.to(smooth.dtype))
+    if mask is None:
+        return smooth
+    return torch.where(mask, smooth, target.to(smooth.dtype))
 
 
 def mixup(
@@ -158,18 +160,21 @@ def mixup(
     x, t, known = read_batch(input, target, mask)
     a = check_number("alpha", alpha, low=0.0)
     if generator is not None and not isinstance(generator, Generator):
-        raise TypeError(f"generator must be a torch.Generator or None, got {describe(generator)}")
-    lam, order = torch.ones((), device=input.device), torch.arange(len(input), device=input.device)
+        raise TypeError(
+            f"generator must be a torch.Generator or None, got {describe(generator)}",
+        )
+    n, here = len(input), input.device
+    lam, order = torch.ones((), device=here), torch.arange(n, device=here)
     if a > 0:
-        device = input.device if generator is None else generator.device
-        lam = beta(a, device, generator).to(input.device, torch.float32)
-        order = torch.randperm(len(input), generator=generator, device=device).to(input.device)
+        device = here if generator is None else generator.device
+        lam = beta(a, device, generator).to(here, torch.float32)
+        order = torch.randperm(n, generator=generator, device=device).to(here)
 
     def mixed(x: Tensor) -> Tensor:
         if a == 0:
             return x.clone()
         share = lam.to(x.dtype)
-        return torch.addcmul(x[order] * (1 - share), x, share)  # no lerp: from infinity to infinity it gives NaN
+        return torch.addcmul(x[order] * (1 - share), x, share)  # lerp of inf is NaN
 
     y = mixed(t.float() if t.dtype in HALF else t).to(t.dtype)
     result = mixed(x).to(input.dtype), y, lam
@@ -224,7 +229,8 @@ def multilabel_symmetric_kl(
     """
     s, r = check_scores(input, dim=dim), check_scores(other, name="other", dim=dim)
     if input.shape != other.shape:
-        raise ValueError(f"other must have the shape of input, {tuple(input.shape)}, got {describe(other)}")
+        wanted = f"the shape of input, {tuple(input.shape)}"
+        raise ValueError(f"other must have {wanted}, got {describe(other)}")
     k = check_number("scale", scale, low=0.0, open_low=True)
     m = check_mask(mask, input.shape, dim)
     check_reduction(reduction)
@@ -273,19 +279,24 @@ def read_batch(input: Tensor, target: Tensor, mask: Tensor | None) -> tuple[Tens
     t = read_labels(target, mask)
     if input.dim() < 1 or t.dim() < 1 or len(input) != len(t):
         raise ValueError(
-            f"input and target must have the same first dimension, the batch, got {describe(input)} and "
-            f"{describe(target)}"
+            "input and target must have the same first dimension, the batch, got "
+            f"{describe(input)} and {describe(target)}"
         )
-    known = None if mask is None else mask.expand(t.shape)
-    return check_scores(input, rows=False), t if known is None else t.masked_fill(~known, 0), known
+    x = check_scores(input, rows=False)
+    if mask is None:
+        return x, t, None
+    mask = mask.expand(t.shape)
+    return x, t.masked_fill(~mask, 0), mask
 
 
 def beta(a: float, device: torch.device, generator: Generator | None) -> Tensor:
     """One draw from Beta(a, a), float64 where the device has it."""
     dtype = torch.float32 if device.type == "mps" else torch.float64
-    a = max(a, 1e-30)  # below, lambda is 0 or 1 in either case, and 1 / a might overflow
-    # A draw of Gamma(a) is one of Gamma(a + 1) times u^(1/a). Small a make it underflow, so take its logarithm.
-    gamma = standard_gamma(torch.full((2,), a + 1, dtype=dtype, device=device), generator)
+    a = max(a, 1e-30)  # below, lambda is 0 or 1 in either case; 1 / a might overflow
+    # A draw of Gamma(a) is one of Gamma(a + 1) times u^(1/a).
+    # Small a make it underflow, so take its logarithm.
+    shape = torch.full((2,), a + 1, dtype=dtype, device=device)
+    gamma = standard_gamma(shape, generator)
     u = 1 - torch.rand(2, dtype=dtype, device=device, generator=generator)  # above 0
     x, y = (gamma.log() + u.log() / a).unbind()
     return torch.sigmoid(x - y)
@@ -306,7 +317,8 @@ class SmoothLabels(LossModule):
     """:func:`smooth_labels` as a module."""
 
     def __init__(self, smoothing: float) -> None:
-        super().__init__(smoothing=check_number("smoothing", smoothing, low=0.0, high=1.0))
+        smoothing = check_number("smoothing", smoothing, low=0.0, high=1.0)
+        super().__init__(smoothing=smoothing)
 
     def forward(self, target: Tensor, mask: Tensor | None = None) -> Tensor:
         """The smoothed labels."""
@@ -323,9 +335,11 @@ class Mixup(LossModule):
     def forward(self, input: Tensor, target: Tensor, mask: Tensor | None = None) -> tuple[Tensor, ...]:
         """The mixed samples, the mixed labels, lambda and, with ``mask``, the mixed mask."""
         if self.training:
-            return mixup(input, target, mask=mask, generator=self.generator, **self.options)
+            options = {"generator": self.generator, **self.options}
+            return mixup(input, target, mask=mask, **options)
         _, t, known = read_batch(input, target, mask)
-        return (input, t, torch.ones((), device=input.device), *(() if known is None else (known,)))
+        found = input, t, torch.ones((), device=input.device)
+        return found if known is None else (*found, known)
 
 
 class MultilabelSymmetricKl(LossModule):
@@ -333,7 +347,8 @@ class MultilabelSymmetricKl(LossModule):
 
     def __init__(self, *, scale: float = 1.0, dim: int = -1, reduction: str = "mean") -> None:
         scale = check_number("scale", scale, low=0.0, open_low=True)
-        super().__init__(scale=scale, dim=check_integer("dim", dim), reduction=check_reduction(reduction))
+        dim, reduction = check_integer("dim", dim), check_reduction(reduction)
+        super().__init__(scale=scale, dim=dim, reduction=reduction)
 
     def forward(self, input: Tensor, other: Tensor, mask: Tensor | None = None) -> Tensor:
         """The divergence of ``input`` and ``other``."""

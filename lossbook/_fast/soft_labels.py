@@ -37,11 +37,11 @@ def _parts(s: Tensor, r: Tensor, k: float) -> tuple[Tensor, Tensor, Tensor]:
     """The loss of each row; by s and by -r its gradients over k."""
     loss, by_s, by_r = s.new_empty(s.shape[:-1]), s.new_empty(s.shape), s.new_empty(s.shape)
     if s.numel() <= PIECE:
-        _piece(k, [torch.empty_like(by_s) for _ in range(4)], s, r, loss, by_s, by_r)
+        _piece(k, [torch.empty_like(by_s) for _ in range(3)], s, r, loss, by_s, by_r)
         return loss, by_s, by_r
     C = s.shape[-1]
     size = -(-PIECE // C)
-    spare = s.new_empty(4, size, C)
+    spare = s.new_empty(3, size, C)
     whole = (s.reshape(-1, C), r.reshape(-1, C), loss.view(-1), by_s.view(-1, C), by_r.view(-1, C))
     for rows in zip(*(x.split(size) for x in whole)):  # type: ignore[no-untyped-call]  # noqa: B905 - for torch 2.6
         _piece(k, list(spare[:, : len(rows[0])]), *rows)
@@ -50,7 +50,7 @@ def _parts(s: Tensor, r: Tensor, k: float) -> tuple[Tensor, Tensor, Tensor]:
 
 def _piece(k: float, spare: list[Tensor], s: Tensor, r: Tensor, loss: Tensor, by_s: Tensor, by_r: Tensor) -> None:
     """Write the loss and the gradients of some rows."""
-    d, gap, not_p, not_q = spare
+    gap, not_p, not_q = spare
     p, q = by_s, by_r
     for x, yes, no in ((s, p, not_p), (r, q, not_q)):
         torch.sigmoid(x if k == 1 else torch.mul(x, k, out=yes), out=yes)
@@ -58,7 +58,7 @@ def _piece(k: float, spare: list[Tensor], s: Tensor, r: Tensor, loss: Tensor, by
     torch.mul(p, not_q, out=gap).addcmul_(q, not_p)
     p.mul_(not_p)
     q.mul_(not_q)
-    torch.sub(s, r, out=d)
+    d = torch.sub(s, r, out=not_q)
     half = torch.mul(d, k / 2, out=not_p).numpy()
     np.tanh(half, out=half)  # six times as fast as torch's
     gap.mul_(not_p)
@@ -92,7 +92,7 @@ class _Divergence(Function):
             found = iter(torch.autograd.grad(loss, wanted, g, create_graph=torch.is_grad_enabled()))
             by_s, by_r = (next(found) if need else None for need in needed)
         else:
-            spare, factor = last_backward(), g.mul(ctx.scale).unsqueeze(-1)
+            spare, factor = last_backward(), (g if ctx.scale == 1 else g * ctx.scale).unsqueeze(-1)
             by_s, by_r = (
                 torch.mul(slope, sign, out=slope if spare else None) if need else None
                 for slope, sign, need in zip(slopes, (factor, -factor), needed)  # noqa: B905
