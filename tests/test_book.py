@@ -240,9 +240,7 @@ def functions_of(slug):
     import inspect
 
     module = importlib.import_module(f"lossbook.{slug}")
-    return [
-        n for n, f in vars(module).items() if inspect.isfunction(f) and f.__module__ == module.__name__ and n[0] != "_"
-    ]
+    return [name for name in module.__all__ if inspect.isfunction(getattr(module, name))]
 
 
 @CHAPTERS

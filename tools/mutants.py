@@ -117,7 +117,8 @@ def type_hints(source: str) -> list[tuple[tuple[int, int], tuple[int, int]]]:
 def modules(root: Path = ROOT) -> tuple[str, ...]:
     """What can be changed: the losses, their fast roads, and what they share."""
     fast = sorted(f"_fast/{path.stem}" for path in (root / "lossbook/_fast").glob("*.py") if path.stem != "__init__")
-    return (*SLUGS, *fast, *(name for name in ("_checks", "_common") if (root / f"lossbook/{name}.py").exists()))
+    shared = sorted(path.stem for path in (root / "lossbook").glob("_[a-z]*.py") if path.stem != "_extras")
+    return (*SLUGS, *fast, *shared)
 
 
 def judges(module: str, root: Path = ROOT) -> list[str]:
