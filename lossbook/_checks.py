@@ -255,7 +255,8 @@ def _look(target: Tensor, mask: Tensor | None, hard: bool, name: str) -> bool:
         refuse(~((target >= -slack) & (target <= 1 + slack)), "0 or 1" if hard else "labels in [0, 1]")
     if hard and target.is_floating_point():
         # t - t^2 is above 0 only between 0 and 1; a few at a time: for the whole it would be as large as the scores
-        parts = target.reshape(-1).split(2**16)  # type: ignore[no-untyped-call]
+        small = target.numel() <= 2**16
+        parts = (target,) if small else target.reshape(-1).split(2**16)  # type: ignore[no-untyped-call]
         if not inside or any(torch.addcmul(part, part, part, value=-1).amax().item() > 0 for part in parts):
             refuse((target != 0) & (target != 1), "0 or 1")
     return not inside

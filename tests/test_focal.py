@@ -599,6 +599,23 @@ def test_pieces_do_not_show(loss: Callable[..., Tensor], piece: int, monkeypatch
             torch.testing.assert_close(grad_again, grad)
 
 
+@pytest.mark.parametrize("loss", ROW_LOSSES)
+@pytest.mark.parametrize("piece", [1, 22])
+def test_pieces_of_soft_targets_do_not_show(
+    loss: Callable[..., Tensor], piece: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    s, _ = example(loss, (3, 11, 5))
+    soft = torch.randn_like(s).softmax(-1)
+    s = s.transpose(0, 1).contiguous().transpose(0, 1).requires_grad_()
+    value = loss(s, soft, reduction="none")
+    (grad,) = torch.autograd.grad(value.square().sum(), s)
+    monkeypatch.setattr(fast, "PIECE", piece)
+    again = loss(s, soft, reduction="none")
+    (grad_again,) = torch.autograd.grad(again.square().sum(), s)
+    torch.testing.assert_close(again, value, rtol=1e-14, atol=0)
+    torch.testing.assert_close(grad_again, grad)
+
+
 @pytest.mark.parametrize("loss", ALL)
 def test_empty_batches_give_zero(loss: Callable[..., Tensor]) -> None:
     s, t = example(loss, (0, 4))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lossbook._common import FAR
-from lossbook._fast._function import Formula, Kept, fused
+from lossbook._fast._function import Formula, Kept, Value, fused
 from lossbook._fast.softmax import softmax_rows, softmax_terms
 
 Steps = Callable[..., None]
@@ -151,9 +151,9 @@ def hard_truncated_steps(level: float) -> Steps:
 
     def steps(s: Tensor, t: Tensor, loss: Tensor, slope: Tensor, a: Tensor, b: Tensor, c: Tensor) -> None:
         error_terms(s, t, loss, c, a, slope)
-        torch.mul(s, a, out=b).sub_(level).sign_().add_(1).mul_(0.5)
-        loss.mul_(b)
-        slope.mul_(b).mul_(a)
+        weight = torch.mul(s, a, out=c).sub_(level).sign_().add_(1).mul_(0.5)
+        loss.mul_(weight)
+        slope.mul_(weight).mul_(a)
 
     return steps
 
@@ -274,7 +274,7 @@ def softmax_focal_soft(formula: Formula, s: Tensor, t: Tensor, gamma: float) -> 
         weight, push = _focal(e, p * ce, gamma)
         return weight.mul_(ce).mul_(t).sum(-1), (_pull(push.mul_(t), p, sure, rest),)
 
-    return fused(formula, value, _rows_slope, s, t)
+    return fused(formula, _by_rows(value), _rows_slope, s, t)
 
 
 def soft_truncated_soft(formula: Formula, s: Tensor, t: Tensor, k: float) -> Tensor:
@@ -291,7 +291,24 @@ def soft_truncated_soft(formula: Formula, s: Tensor, t: Tensor, k: float) -> Ten
         grad = _pull(a, p, sure, rest)
         return loss, (grad.add_(_pull(b, r, *_sure(r)), alpha=k),)
 
-    return fused(formula, value, _rows_slope, s, t)
+    return fused(formula, _by_rows(value), _rows_slope, s, t)
+
+
+def _by_rows(value: Value) -> Value:
+    """``value``, the losses and the gradient of rows, of a few rows at a time."""
+
+    def pieces(s: Tensor, t: Tensor) -> tuple[Tensor, Kept]:
+        if s.numel() <= PIECE:
+            return value(s, t)
+        rows, targets = s.reshape(-1, s.shape[-1]), t.reshape(-1, s.shape[-1])
+        loss, grad = s.new_empty(s.shape[:-1]), torch.empty_like(rows)
+        size = max(PIECE // s.shape[-1], 1)
+        for start in range(0, len(rows), size):
+            part = slice(start, start + size)
+            loss.view(-1)[part], (grad[part],) = value(rows[part], targets[part])
+        return loss, (grad.view(s.shape),)
+
+    return pieces
 
 
 def _sure(p: Tensor) -> tuple[Tensor, Tensor]:
