@@ -1212,3 +1212,14 @@ def test_scores_may_be_distributed(mesh, name, place):
     (grad,) = torch.autograd.grad(loss, far)
     torch.testing.assert_close(loss.full_tensor().detach(), wanted)
     torch.testing.assert_close(grad.full_tensor(), slope)
+
+
+@pytest.mark.parametrize("mask", [None, torch.tensor([True, True, False, True, True, True])])
+def test_repeated_indices_without_padding_count_once(mask: Tensor | None) -> None:
+    s = (torch.randn(4, 6) * 3).requires_grad_()
+    index = torch.tensor([[0, 0, 3], [5, 2, 5], [1, 1, 1], [4, 0, 2]])
+    t = torch.zeros(4, 6).scatter(-1, index, 1)
+    found = sparse_multilabel_softmax_loss(s, index, mask=mask)
+    wanted = multilabel_softmax_loss(s, t, mask=mask)
+    torch.testing.assert_close(found, wanted)
+    torch.testing.assert_close(*(torch.autograd.grad(x, s)[0] for x in (found, wanted)))

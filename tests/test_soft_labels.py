@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from lossbook._fast import soft_labels as fast
 from lossbook.multilabel_softmax import multilabel_softmax_loss
 from lossbook.soft_labels import (
     Mixup,
@@ -639,7 +640,8 @@ def test_an_unreduced_divergence_can_be_edited_in_place() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize(
-    ("a", "b"), [(30.0, 10.0), (-40.0, -12.0), (25.0, -25.0), (3.0, 3.0), (20.0, 20.001), (0.5, 0.501)]
+    ("a", "b"),
+    [(30.0, 10.0), (-40.0, -12.0), (25.0, -25.0), (3.0, 3.0), (20.0, 20.001), (0.5, 0.501), (1e-3, 1.1e-3), (-80, -34)],
 )
 def test_derivatives_of_the_divergence_keep_their_digits(a: float, b: float, dtype: torch.dtype) -> None:
     s, r = torch.tensor([a], dtype=dtype, requires_grad=True), torch.tensor([b], dtype=dtype, requires_grad=True)
@@ -662,3 +664,29 @@ def test_derivatives_of_the_divergence_keep_their_digits(a: float, b: float, dty
         assert got.item() == pytest.approx(right, rel=digits, abs=1e-60)
     for got, right in zip(quick, wanted[:2], strict=True):
         assert got.item() == pytest.approx(right, rel=digits, abs=1e-60)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("k", [1.0, 2.0])
+@pytest.mark.parametrize("shape", [(7,), (3, 5, 7), (11, 7), (0, 7)])
+def test_the_divergence_some_rows_at_a_time_is_its_formula(
+    shape: tuple[int, ...], k: float, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sure, hopeless and tiny scores, all at once and two rows at a time: value, gradients and what keeps the graph."""
+    size = torch.tensor([1e-3, 0.1, 1, 5, 20, 40, 80], dtype=dtype)
+    s, r = ((torch.randn(shape, dtype=dtype) * size).requires_grad_() for _ in range(2))
+    weight = torch.rand(shape[:-1], dtype=dtype)
+
+    def derivatives() -> list[Tensor]:
+        loss = multilabel_symmetric_kl(s, r, scale=k, reduction="none")
+        first = torch.autograd.grad((loss * weight).sum(), (s, r), retain_graph=True)
+        (again,) = torch.autograd.grad((loss * weight).sum(), s)
+        return [loss.detach(), *first, again]
+
+    monkeypatch.setattr(fast, "plain", lambda *_: False)
+    formula = derivatives()
+    monkeypatch.undo()
+    for piece in (2**16, 14):
+        monkeypatch.setattr(fast, "PIECE", piece)
+        for found, wanted in zip(derivatives(), formula, strict=True):
+            torch.testing.assert_close(found, wanted, rtol=40 * torch.finfo(dtype).eps, atol=1e-35)

@@ -20,6 +20,8 @@ from lossbook._torch import readable
 LOG2_E = math.log2(math.e)
 # up to so many scores are worked on at once; of more, a third of the rows
 WHOLE = 2**17
+# so many factors times degrees are multiplied in one go
+FEW = 2**14
 # the loss of a row and its slopes along both sums, from these sums
 Row = Callable[[Tensor, Tensor], "tuple[Tensor, Tensor, Tensor]"]
 
@@ -30,10 +32,13 @@ def two_sums(
     """``formula(s, t, mask)``; ``row`` is its fast form, of the sums of e^(scale (s - shift)) and its inverse."""
 
     def value(s: Tensor, t: Tensor, mask: Tensor | None) -> tuple[Tensor, Kept]:
-        loss, slope = s.new_empty(s.shape[:-1]), s.new_empty(s.shape)
+        slope = s.new_empty(s.shape)
+        if s.numel() <= WHOLE:
+            return _block(row, shift, scale, s, t, mask, slope), (slope,)
+        loss = s.new_empty(s.shape[:-1])
         every = [None if x is None else torch.atleast_2d(x) for x in (s, t, mask, slope)]  # type: ignore[no-untyped-call]
         losses = torch.atleast_1d(loss)  # type: ignore[no-untyped-call]
-        size = len(losses) if s.numel() <= WHOLE else -(-len(losses) // 3)
+        size = -(-len(losses) // 3)
         for i in range(0, len(losses), size):
             block: list[Any] = [None if x is None else x[i : i + size] for x in every]
             losses[i : i + size] = _block(row, shift, scale, *block)
@@ -81,29 +86,34 @@ def indexed_sums(
     """``formula(s, index, given, mask)``, the loss of positives given as indices, without a mark for every label."""
 
     def value(s: Tensor, index: Tensor, given: Tensor, mask: Tensor | None) -> tuple[Tensor, Kept]:
-        # padding repeats an index of its row, or in a row of none writes label 0 back
-        at = torch.where(given, index, -1)
-        last = at.amax(-1, keepdim=True)
-        at, some = torch.where(given, at, last).clamp_(min=0), last >= 0
+        some = None  # which rows have a positive, where not all do
+        if not bool(given.all()):
+            # padding repeats an index of its row, or in a row of none writes label 0 back
+            at = torch.where(given, index, -1)
+            last = at.amax(-1, keepdim=True)
+            index, some = torch.where(given, index, last).clamp_(min=0), last >= 0
         e = s.new_empty(s.shape)
-        place = torch.arange(at.shape[-1], dtype=s.dtype).expand(at.shape)
-        first = (e.scatter_(-1, at, place).gather(-1, at) == place) & some  # of repeats one stays
+        place = torch.arange(index.shape[-1], dtype=s.dtype).expand(index.shape)
+        first = e.scatter_(-1, index, place).gather(-1, index) == place  # of repeats one stays
+        if some is not None:
+            first &= some
         if mask is not None:
             s = s.masked_fill(~mask, 0)
-            first &= mask.gather(-1, at)
-        own = torch.exp(shift - s.gather(-1, at))
-        pos = torch.where(first, own, 0).sum(-1)
+            own_mask = mask.gather(-1, index)
+            first &= own_mask
+        own = torch.exp(shift - s.gather(-1, index))
+        pos = torch.mul(own, first).sum(-1)
         e = torch.sub(s, shift, out=e).mul_(LOG2_E) if shift else torch.mul(s, LOG2_E, out=e)
         e.exp2_()
         if mask is not None:
             e.mul_(mask.view(torch.uint8))
-        e.scatter_(-1, at, e.gather(-1, at).masked_fill(some, 0))
+        e.scatter_(-1, index, torch.zeros_like(own) if some is None else e.gather(-1, index).masked_fill_(some, 0))
         neg = e.sum(-1)
         e.mul_((neg + 1).reciprocal_().unsqueeze(-1))
-        own.div_((-1 - pos).unsqueeze(-1))
+        own.div_((pos + 1).neg_().unsqueeze(-1))
         if mask is not None:
-            own.mul_(mask.gather(-1, at))
-        e.scatter_(-1, at, torch.where(some, own, e.gather(-1, at)))
+            own.mul_(own_mask)
+        e.scatter_(-1, index, own if some is None else torch.where(some, own, e.gather(-1, index)))
         return neg.log1p_().add_(pos.log1p_()), (e,)
 
     if s.numel() == 0:
@@ -176,11 +186,15 @@ def _history(start: Tensor, y: Tensor) -> Tensor:
 
 
 def _segments(y: Tensor, degree: int) -> list[tuple[Tensor, Tensor]]:
-    """About sqrt(n) parts of the factors, each with the polynomials before it, and at last nothing with the product."""
+    """Parts of the factors, each with the polynomials before it, and at last nothing with the product.
+
+    One part where little is worked on, else about sqrt(n).
+    """
     start = y.new_zeros(degree + 1, y.shape[1])
     start[0] = 1
     parts = []
-    for part in y.split(max(1, math.isqrt(len(y)))):  # type: ignore[no-untyped-call]
+    size = len(y) if y.numel() * degree <= FEW else math.isqrt(len(y))
+    for part in y.split(max(1, size)):  # type: ignore[no-untyped-call]
         parts.append((start, part))
         start = _history(start, part)[-1].clone()
     return [*parts, (start, y[:0])]
