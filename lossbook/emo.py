@@ -234,10 +234,10 @@ def linear_emo_loss(
     With ``logit_scale`` :math:`a` the scores are :math:`a (W h + b)`; with ``logit_softcap`` :math:`k` these become
     :math:`k \tanh(s / k)`.
 
-    The rows pass in equal chunks of at most ``chunk_size``. With ``"mean"`` and ``"sum"`` the forward pass also
-    computes the gradients, as :math:`\partial L / \partial s_i = p_i (c_{it} - L)` needs nothing from later on; with
-    ``"none"`` the backward pass computes each chunk a second time. Beside the inputs, the gradient of ``hidden`` and
-    a few numbers a row, this holds at most
+    The rows pass in equal chunks of at most ``chunk_size``, or of as many as have :math:`1.5 \cdot 2^{20}` scores:
+    these few are held at once. With ``"mean"`` and ``"sum"`` the forward pass of a chunk computes its gradients too, as
+    :math:`\partial L / \partial s_i = p_i (c_{it} - L)` needs nothing from later on; with ``"none"`` the backward pass
+    computes each chunk a second time. Beside inputs, gradient of ``hidden`` and a few numbers a row, this holds at most
 
     .. math::
 
@@ -266,7 +266,7 @@ def linear_emo_loss(
         bias: output biases :math:`b`, shape ``(C,)``.
         logit_scale: what the scores are multiplied by. A scale that learns goes into ``hidden``.
         logit_softcap: bound of the scores, as in Gemma, above 0.
-        chunk_size: how many rows of scores are held at most.
+        chunk_size: how many rows of scores are held at most, beyond those few.
         accumulate: ``"float32"`` (float64 for float64 layers) or ``"weight"``, the dtype of ``weight``: less memory,
             and rounding after each chunk. In float16 the sum of a few thousand rows may overflow.
         ignore_index: index targets of this value are left out.

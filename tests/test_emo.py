@@ -57,6 +57,12 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.fixture(autouse=True)
+def _chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The few scores of a test would be held at once, whatever the size of a chunk."""
+    monkeypatch.setattr(fast, "SMALL", 0)
+
+
 # ---------------------------------------------------------------------------------------------------------- references
 
 
@@ -407,7 +413,7 @@ def test_sure_and_hopeless_rows_keep_their_digits(lead: float, road: str, dtype:
         else:
             value = plain(s, F.one_hot(t, 4).to(dtype) if road == "one-hot" else t, e)
         (gradient,) = gradients(value, [s], create_graph=road == "formula")
-        tolerance = (8 + abs(lead)) * torch.finfo(dtype).eps  # e^s magnifies the rounding of s by |s|
+        tolerance = (12 + abs(lead)) * torch.finfo(dtype).eps  # e^s magnifies the rounding of s by |s|
         assert value.item() == pytest.approx(float(values[i]), rel=tolerance, abs=0)
         for got, wanted in zip(gradient[0].tolist(), slopes[i], strict=True):
             # c_i - L and p_i + ratio (c_i - L) cancel: relative to the largest term
@@ -420,7 +426,7 @@ def test_cross_entropy_of_a_lead_of_17() -> None:
     assert value.item() == pytest.approx(4.1399376e-08, rel=1e-6)
 
 
-@pytest.mark.parametrize("shape", [(7, 30), (90, 5), (3, 70_000)], ids=["products", "table", "wide"])
+@pytest.mark.parametrize("shape", [(7, 30), (90, 5), (3, 70_000), (700, 300)], ids=["few", "table", "wide", "blocks"])
 @pytest.mark.parametrize("formula", [emo.emo_rows, emo.emo_ce_rows])
 def test_the_fast_road_equals_the_formula(formula: Callable[..., Tensor], shape: tuple[int, int]) -> None:
     g = torch.Generator().manual_seed(0)
@@ -433,6 +439,7 @@ def test_the_fast_road_equals_the_formula(formula: Callable[..., Tensor], shape:
     e[1] = 0
     upstream = torch.randn(rows, generator=g, dtype=F64)
     for dtype, tolerance in ((F64, 1e-13), (torch.float32, 2e-5)):
+        tolerance *= 5 if rows > 100 else 1  # one score in 200 000 where 1 + ratio (c_i - L) nearly cancels
         x, y = leaves(s.to(dtype), s.to(dtype))
         arguments = (t, counted, e.to(dtype))
         a = fast.emo_fast(formula, x, *arguments, with_ce=formula is emo.emo_ce_rows)
@@ -458,7 +465,11 @@ def test_the_classes_may_lie_in_any_dimension(loss: Callable[..., Tensor]) -> No
 
 
 @pytest.mark.parametrize(("plain", "linear"), PAIRS)
-def test_unreduced_losses_can_be_edited(plain: Callable[..., Tensor], linear: Callable[..., Tensor]) -> None:
+@pytest.mark.parametrize("small", [0, 2**20], ids=["chunks", "at_once"])
+def test_unreduced_losses_can_be_edited(
+    plain: Callable[..., Tensor], linear: Callable[..., Tensor], small: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fast, "SMALL", small)
     hidden, weight, _, embedding, index, tau = words(6)
     factor = torch.arange(6.0, dtype=F64)
     keep = factor * (factor != 3)
@@ -486,10 +497,18 @@ def test_soft_targets_one_rounding_outside_are_clamped() -> None:
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("soft", [False, True], ids=["index", "soft"])
 @pytest.mark.parametrize("softcap", [None, 0.7])
+@pytest.mark.parametrize("small", [0, 2**20], ids=["chunks", "at_once"])
 @pytest.mark.parametrize(("plain", "linear"), PAIRS)
 def test_scale_and_softcap(
-    plain: Callable[..., Tensor], linear: Callable[..., Tensor], softcap: float | None, soft: bool, reduction: str
+    plain: Callable[..., Tensor],
+    linear: Callable[..., Tensor],
+    small: int,
+    softcap: float | None,
+    soft: bool,
+    reduction: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(fast, "SMALL", small)
     *layer, embedding, index, tau = words()
     target, (xs, ys) = tau if soft else index, (leaves(*layer), leaves(*layer))
     s = F.linear(*ys) * 0.3
@@ -532,7 +551,9 @@ def test_where_the_gradient_adds_up(accumulate: str) -> None:
     assert 0.05 < float(weight.grad[1]) <= 0.25
 
 
-@pytest.mark.parametrize("chunk_size", [1, 3, 5, 12, 13, 14, 1024])
+@pytest.mark.parametrize(
+    ("chunk_size", "small"), [*((n, 0) for n in (1, 3, 5, 12, 13, 14, 1024)), (1, 7 * 4), (1, 7 * 13)]
+)
 @pytest.mark.parametrize("with_bias", [False, True], ids=["no_bias", "bias"])
 @pytest.mark.parametrize("soft", [False, True], ids=["index", "soft"])
 @pytest.mark.parametrize("reduction", REDUCTIONS)
@@ -544,8 +565,12 @@ def test_linear_equals_plain(
     soft: bool,
     with_bias: bool,
     chunk_size: int,
+    small: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(fast, "SMALL", small)
     hidden, weight, bias, embedding, index, tau = words()
+    monkeypatch.setattr(fast, "TILE", 3)
     index[[2, 7, 8]] = -100
     target = tau if soft else index
     xs = leaves(hidden, weight, bias)[: 2 + with_bias]
@@ -646,10 +671,17 @@ def test_the_embedding_stays_frozen(
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("ignore_index", [-100, 2])
+@pytest.mark.parametrize("small", [0, 2**20], ids=["chunks", "at_once"])
 @pytest.mark.parametrize(("plain", "linear"), PAIRS)
 def test_ignored_rows_are_left_out(
-    plain: Callable[..., Tensor], linear: Callable[..., Tensor], ignore_index: int, reduction: str
+    plain: Callable[..., Tensor],
+    linear: Callable[..., Tensor],
+    small: int,
+    ignore_index: int,
+    reduction: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(fast, "SMALL", small)
     hidden, weight, bias, embedding, index, _ = words()
     index[[1, 5, 6]] = ignore_index
     counted = index != ignore_index

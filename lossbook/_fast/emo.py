@@ -15,12 +15,16 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from lossbook._checks import HALF
 from lossbook._common import FAR
 from lossbook._fast._function import Formula, Kept, fused
 from lossbook._torch import batched, compiling, full_precision, last_backward, plain, readable, transformed
 
-# numbers worked on at once: a block that stays in the cache, and room beside one chunk's scores
-BLOCK, ROOM = 2**16, 2**22
+# numbers worked on at once: a block that stays in the cache, room beside one chunk's scores, and the scores of a linear
+# layer that are held whatever the size of a chunk
+BLOCK, ROOM, SMALL = 2**16, 2**22, 3 * 2**19
+# classes of a linear layer that are multiplied at once
+TILE = 1024
 # rows of a linear layer whose scores are held in float32
 PIECE = 64
 
@@ -40,26 +44,32 @@ def value(
     s: Tensor, t: Tensor, counted: Tensor, embedding: Tensor, with_ce: bool, costs: Costs | None = None
 ) -> tuple[Tensor, Kept]:
     """The losses of rows and their gradients by the scores."""
-    shape, s, t = s.shape, s.reshape(-1, s.shape[-1]), t.reshape(-1)
-    costs = costs or Costs(embedding, s.dtype, len(s))
-    g, loss = costs.begin(t), s.new_empty(shape[:-1])
-    size = max(BLOCK // shape[-1] if s.device.type == "cpu" else len(s), 1)
-    room = s.new_empty(min(size, len(s)), shape[-1])
-    for i in range(0, len(s), size):
-        rows = slice(i, i + size)
-        c, at = costs.end(g[rows], t[rows]), t[rows, None]
-        loss.view(-1)[rows] = _block(s[rows], at, c, room[: len(c)], with_ce).squeeze(-1)
+    shape, classes = s.shape, s.shape[-1]
+    few = s.dim() == 2 and max(s.numel(), embedding.numel()) <= BLOCK and 2 * classes > len(s)
+    if few and costs is None:
+        g = few_costs(embedding.to(s.dtype), t)
+        loss = _block(s, t.unsqueeze(-1), g, None, with_ce).sum(-1)
+    else:
+        s, t = s.reshape(-1, classes), t.reshape(-1)
+        costs = costs or Costs(embedding, s.dtype, len(s))
+        g, loss = costs.begin(t), s.new_empty(shape[:-1])
+        size = max(BLOCK // classes if s.device.type == "cpu" else len(s), 1)
+        room = s.new_empty(min(size, len(s)), classes)
+        for i in range(0, len(s), size):
+            rows = slice(i, i + size)
+            c, at = costs.end(g[rows], t[rows]), t[rows, None]
+            loss.view(-1)[rows] = _block(s[rows], at, c, room[: len(c)], with_ce).squeeze(-1)
     if not (readable(counted) and bool(counted.all())):
         loss.masked_fill_(~counted, 0)
         g.masked_fill_(~counted.reshape(-1, 1), 0)
     return loss, (g.view(shape),)
 
 
-def _block(s: Tensor, t: Tensor, c: Tensor, room: Tensor, with_ce: bool) -> Tensor:
+def _block(s: Tensor, t: Tensor, c: Tensor, room: Tensor | None, with_ce: bool) -> Tensor:
     """The losses of some rows; ``c`` holds the costs and takes the gradient."""
     p = torch.softmax(s, -1, out=room)
     # from the cost of the most probable word: where p_m is next to 1, p_m (c_m - L) would cancel
-    c_m = c.gather(-1, p.argmax(-1, keepdim=True))
+    c_m = c.gather(-1, p.max(-1, keepdim=True).indices)
     more = torch.linalg.vecdot(p, c.sub_(c_m)).unsqueeze(-1)
     emo: Tensor = c_m + more
     if not with_ce:
@@ -77,12 +87,24 @@ def _block(s: Tensor, t: Tensor, c: Tensor, room: Tensor, with_ce: bool) -> Tens
     return ce
 
 
+def few_costs(embedding: Tensor, t: Tensor) -> Tensor:
+    """1 - cos(e_i, e_t) of every word i, a row for each t."""
+    unit = embedding * inverse_norms(embedding, embedding.dtype).unsqueeze(-1)
+    c = torch.addmm(unit.new_ones(()), unit.index_select(0, t), unit.t(), alpha=-1)
+    return torch.threshold_(c.scatter_(-1, t.unsqueeze(-1), 0), rounding(unit.dtype, unit.shape[1]), 0)
+
+
+def rounding(dtype: torch.dtype, features: int) -> float:
+    """What the cost of parallel vectors may come out at."""
+    return float(4 * torch.finfo(dtype).eps * features**0.5)
+
+
 class Costs:
     """1 - cos(e_i, e_t) of every word i, a row for each t; of all words at once where many rows ask for few words."""
 
     def __init__(self, embedding: Tensor, dtype: torch.dtype, rows: int) -> None:
         self.embedding, self.inverse = embedding, inverse_norms(embedding, dtype)
-        self.rounding = 4 * torch.finfo(dtype).eps * embedding.shape[1] ** 0.5
+        self.rounding = rounding(dtype, embedding.shape[1])
         self.table: Tensor | None = None
         if 2 * len(embedding) <= rows:
             words = torch.arange(len(embedding), device=embedding.device)
@@ -94,7 +116,7 @@ class Costs:
         if self.table is None:
             unit = self.embedding[t].to(out.dtype) * self.inverse[t].unsqueeze(-1)
             for e in _tiles(self.embedding, out.dtype):
-                torch.mm(unit, e.t(), out=out[:, at : at + len(e)])
+                _scores(unit, e, None, out[:, at : at + len(e)])
                 at += len(e)
         return out
 
@@ -111,14 +133,21 @@ def inverse_norms(embedding: Tensor, dtype: torch.dtype) -> Tensor:
     inverse = []
     for e in _tiles(embedding, dtype):
         norm = torch.linalg.vector_norm(e, dim=-1)
-        low, high = torch.aminmax(norm)
-        if not (readable(norm) and low > 1e-12 and high < 1e15):
+        if not (readable(norm) and norm.min().item() > 1e-12 and norm.max().item() < 1e15):
             # by the largest number first: the squares of others leave float32
             largest = e.abs().amax(-1).clamp(min=torch.finfo(dtype).tiny)
             norm = torch.linalg.vector_norm(e / largest.unsqueeze(-1), dim=-1)
             norm = torch.where(norm < 1, torch.inf, norm * largest)
         inverse.append(norm.reciprocal_())
     return inverse[0] if len(inverse) == 1 else torch.cat(inverse)
+
+
+def _scores(h: Tensor, w: Tensor, b: Tensor | None, out: Tensor) -> None:
+    """``out = h @ w.T + b``; of few rows by some classes at a time, which a CPU multiplies faster."""
+    size = TILE if h.device.type == "cpu" and len(h) < 128 else len(w)
+    for i in range(0, len(w), size):
+        some, w_t = slice(i, i + size), w[i : i + size].t()
+        _ = torch.mm(h, w_t, out=out[:, some]) if b is None else torch.addmm(b[some], h, w_t, out=out[:, some])
 
 
 def _tiles(embedding: Tensor, dtype: torch.dtype) -> Iterator[Tensor]:
@@ -154,6 +183,11 @@ def linear_emo(
 
     soft, eager = target.is_floating_point(), plain(hidden, weight, bias, target, embedding)
     arguments = (hidden, weight, bias, target, counted, embedding)
+    held = SMALL // len(weight)  # rows
+    if eager and len(hidden) <= held and hidden.dtype == weight.dtype == options[5] not in HALF:
+        return _at_once(*arguments, *options)
+    if eager and not soft:
+        options = (*options[:3], max(options[3], held), *options[4:])
     if soft and eager:
         losses: list[Tensor] = []
         for at in _chunks(len(hidden), options[3]) or [slice(0)]:
@@ -167,6 +201,22 @@ def linear_emo(
     wanted = [graph and x is not None and x.requires_grad for x in (hidden, weight, bias)]
     loss: Tensor = torch.ops.lossbook.linear_emo(*arguments, None, wanted, rows, *options)[0]
     return loss
+
+
+def _at_once(
+    h: Tensor, w: Tensor, b: Tensor | None, target: Tensor, counted: Tensor, embedding: Tensor, *options: Any
+) -> Tensor:
+    """The loss of each row, with the scores of all of them, which take little memory."""
+    from lossbook.emo import emo_ce_rows, emo_rows
+
+    with_ce, scale, softcap = options[:3]
+    if not (readable(counted) and bool(counted.all())):
+        h = h.masked_fill(~counted.unsqueeze(-1), 0)  # an ignored row may hold NaN
+    with full_precision(h.device):
+        s = F.linear(h, w, b)
+        s = s if scale == 1 else s * scale
+        s = s if softcap is None else softcap * torch.tanh(s / softcap)
+        return emo_fast(emo_ce_rows if with_ce else emo_rows, s, target, counted, embedding, with_ce=with_ce)
 
 
 def _chunks(rows: int, most: int) -> list[slice]:
@@ -222,7 +272,7 @@ def _run(
             if not whole:
                 h = h.masked_fill(~counted[at].unsqueeze(-1), 0)  # an ignored row may hold NaN
             s = room[: len(h)]
-            _ = torch.mm(h, w.t(), out=s) if b is None else torch.addmm(b, h, w.t(), out=s)
+            _scores(h, w, b, s)
             for j in range(0, len(h), piece):
                 few, these = slice(j, j + piece), slice(at.start + j, min(at.start + j + piece, at.stop))
                 x, slope = _capped(s[few].to(loss.dtype), scale, softcap)
