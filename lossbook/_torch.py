@@ -31,7 +31,7 @@ _is_wrapped = _find("_C._functorch.is_functorch_wrapped_tensor", _ask)
 _dispatch_keys = _find("_C._dispatch_keys", lambda _: None)
 _parse_key = _find("_C._dispatch_key_parse", lambda _: None)
 _graph_is_kept = _find("_C._autograd._get_current_graph_task_keep_graph", _ask)
-_tracing = _find("jit.is_tracing", _ask)
+_tracing = _find("_C._is_tracing", _ask)
 _gamma = _find("_standard_gamma", lambda a, generator: torch.distributions.Gamma(a, torch.ones_like(a)).sample())
 
 try:
@@ -79,7 +79,9 @@ def batched(tensor: Tensor) -> bool:
 
 
 def _dual(tensor: Tensor) -> bool:
-    """Whether forward mode follows this tensor."""
+    """Whether forward mode follows this tensor; outside of forward mode no tensor need be asked."""
+    if getattr(torch.autograd.forward_ad, "_current_level", 0) < 0:
+        return False
     return torch.autograd.forward_ad.unpack_dual(tensor).tangent is not None  # type: ignore[no-untyped-call]
 
 
