@@ -65,7 +65,7 @@ mutants: $(PEERS) ## change the losses a little and see which changes no test no
 	$(BIN)/python -m pip install --quiet "cosmic-ray==8.7.0"
 	$(BIN)/python -m tools.mutants
 
-compat: $(READY) ## the losses' tests under the oldest, a middle and the newest torch, into data/results (hours)
+compat: $(READY) ## the losses' tests under the oldest, a middle and the newest torch, into data/results (half an hour)
 	@$(BIN)/python -m tools.compat
 
 lock: ## renew requirements.lock from pyproject.toml in a fresh environment

@@ -97,8 +97,11 @@ def test_no_recipe_hides_a_failure():
 COMPAT = {
     "date": "2026-11-30", "commit": "0123456789abcdef", "changed": False, "python": "3.11.7", "code": {},
     "torch": {
-        "2.6.0": {"tests": {"a.py": {"passed": 4, "failed": 1}, "b.py": {"passed": 3, "failed": 0, "skipped": 2}}},
-        "2.14.1": {"tests": {"a.py": {"passed": 9, "failed": 0, "skipped": 0}}},
+        "2.6.0": {
+            "numpy": "1.26.4",
+            "tests": {"a.py": {"passed": 4, "failed": 1}, "b.py": {"passed": 3, "failed": 0, "skipped": 2}},
+        },
+        "2.14.1": {"numpy": "2.4.6", "tests": {"a.py": {"passed": 9, "failed": 0, "skipped": 0}}},
     },
 }  # fmt: skip
 
@@ -144,7 +147,7 @@ def test_the_table_tells_what_was_tried_and_what_changed_since(tmp_path):
     path.write_text(json.dumps(COMPAT))
     about, _, *rows = compat.table(tmp_path).splitlines()
     assert about == "The tests of the losses on the CPU, Python 3.11.7, 2026-11-30, commit `0123456`."
-    assert rows[2:] == ["| 2.6.0 | 7 | 1 | 2 |", "| 2.14.1 | 9 | 0 | 0 |"]
+    assert rows[2:] == ["| 2.6.0 | 1.26.4 | 7 | 1 | 2 |", "| 2.14.1 | 2.4.6 | 9 | 0 | 0 |"]
     (tmp_path / "lossbook/focal.py").write_text("x = 1\n")
     assert "**Outdated: `lossbook/focal.py` changed since.**" in compat.table(tmp_path)
     path.write_text(json.dumps({**COMPAT, "code": compat.code(tmp_path)}))
@@ -622,7 +625,9 @@ def test_the_record_of_the_versions_of_torch_reaches_its_page(book):
         made = run(book, "tools.book")
         assert made.returncode == 0, made.stderr
         page = re.sub(r"<[^>]+>|\s+", " ", built(book, "chapters/listing.html"))
-        assert re.search(r"torch +passed +failed +skipped +2\.6\.0 +7 +1 +2 +2\.14\.1 +9 +0 +0", page)
+        assert re.search(
+            r"torch +NumPy +passed +failed +skipped +2\.6\.0 +1\.26\.4 +7 +1 +2 +2\.14\.1 +2\.4\.6 +9 +0 +0", page
+        )
     finally:
         path.unlink()
 

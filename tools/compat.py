@@ -1,8 +1,9 @@
 """Run the losses' tests under other versions of torch: ``python -m tools.compat [version ...]``, or ``make compat``.
 
 Without versions: the oldest that ``pyproject.toml`` admits, one in the middle and the newest, of those that pip serves
-for this Python. Each has an environment below ``.compat`` with the lock's versions of all else; ``--prepare`` makes the
-environments and stops. The record ``data/results/compat.json`` stands as a table on the page "The package".
+for this Python. Each has an environment below ``.compat`` with the lock's versions of all else, the oldest with the
+oldest numpy; ``--prepare`` makes the environments and stops. The record ``data/results/compat.json`` stands as a table
+on the page "The package".
 
 torch's builds for GPUs are installed without the libraries of a GPU, which are larger than all the rest: the tests use
 the CPU alone. Where such a build does not load without them, empty libraries of the same names stand in.
@@ -86,9 +87,9 @@ def choose(versions: list[str], minimum: str, last: str) -> list[str]:
     return sorted({firsts[0], firsts[len(firsts) // 2], last}, key=key)
 
 
-def minimum(root: Path = ROOT) -> str:
-    """The oldest torch that ``pyproject.toml`` admits."""
-    found = re.search(r'"torch>=([\d.]+)"', read(root / "pyproject.toml"))
+def minimum(package: str = "torch") -> str:
+    """The oldest version of a package that ``pyproject.toml`` admits."""
+    found = re.search(rf'"{package}>=([\d.]+)"', read(ROOT / "pyproject.toml"))
     assert found is not None
     return found[1]
 
@@ -105,6 +106,8 @@ def prepare(version: str) -> str | None:
     folder = ENVIRONMENTS / version
     ready = folder / ".ready"
     wanted = locked(NEEDED + TESTED_WITH)
+    if key(version)[:2] == key(minimum()):  # the oldest torch meets the oldest numpy
+        wanted = [f"numpy=={minimum('numpy')}.*" if line.startswith("numpy==") else line for line in wanted]
     if ready.exists() and ready.read_text(encoding="utf-8") == "\n".join(wanted):
         return None
     print(f"torch {version}: making .compat/{version}", flush=True)
@@ -259,10 +262,11 @@ def table(root: Path = ROOT) -> str:
     if not path.exists():
         return ""
     record = json.loads(read(path))
-    lines = ["| torch | passed | failed | skipped |", "|---|---|---|---|"]
+    lines = ["| torch | NumPy | passed | failed | skipped |", "|---|---|---|---|---|"]
     for version, result in record["torch"].items():
         total = sum((Counter(c) for c in result["tests"].values()), Counter())
-        lines.append(f"| {version} | {total['passed']} | {total['failed']} | {total['skipped']} |")
+        row = (version, result["numpy"], *(total[kind] for kind in ("passed", "failed", "skipped")))
+        lines.append(f"| {' | '.join(map(str, row))} |")
     origin = f"commit `{record['commit'][:7]}`" if record["commit"] else "no commit"
     if record["changed"]:
         origin += " with changes that were not committed"
@@ -295,7 +299,8 @@ def main() -> int:
         "torch": {},
     }
     for version in versions:
-        results: dict[str, Any] = {"tests": {}, "failures": {}}
+        numpy = output(str(python_of(version)), "-c", "import numpy; print(numpy.__version__)").strip()
+        results: dict[str, Any] = {"numpy": numpy, "tests": {}, "failures": {}}
         for name in tests:
             found, failures = run_file(python_of(version), name)
             results["tests"][name] = dict(found)
