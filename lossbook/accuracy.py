@@ -146,7 +146,7 @@ def expected_accuracy(input: Tensor, target: Tensor, *, sigma: float = 1.0, node
     (2022) and 6620 (2019).
     """
     p = log_expected_accuracy(input, target, sigma=sigma, nodes=nodes, dim=dim).exp()
-    return p.clone()  # exp keeps its result for the backward pass, and whoever gets this one may edit it
+    return p.clone()  # exp keeps its result, and whoever gets this one may edit it
 
 
 def log_expected_accuracy(
