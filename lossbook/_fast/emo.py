@@ -70,7 +70,7 @@ def _block(s: Tensor, t: Tensor, c: Tensor, room: Tensor | None, with_ce: bool) 
     p = torch.softmax(s, -1, out=room)
     # from the cost of the most probable word: where p_m is next to 1, p_m (c_m - L) would cancel
     # numpy finds it in a sixth of torch's time
-    top = torch.from_numpy(p.numpy().argmax(-1)) if p.device.type == "cpu" else p.argmax(-1)
+    top = torch.from_numpy(p.numpy().argmax(-1)) if readable(p) else p.argmax(-1)
     c_m = c.gather(-1, top.unsqueeze(-1))
     more = torch.linalg.vecdot(p, c.sub_(c_m)).unsqueeze(-1)
     emo: Tensor = c_m + more
