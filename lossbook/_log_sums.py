@@ -7,17 +7,23 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lossbook._common import ABSENT
+from lossbook._torch import compiling, transformed
 
 
 def log_sum(x: Tensor, w: Tensor) -> Tensor:
     r""":math:`\log \sum_i w_i e^{x_i}`, and -1e32 where all weights are 0.
 
     A term larger than all others together is taken out, and they are summed beside it: no derivative of any order is
-    then a difference of numbers near 1.
+    then a difference of numbers near 1. Under ``torch.compile`` this holds for value and gradient; the second pass over
+    the terms would cost four times the rest.
     """
-    w = w.to(x.dtype)
+    hard, w = w.dtype == torch.bool, w.to(x.dtype)
     x = torch.where(w >= torch.finfo(x.dtype).tiny, x, ABSENT)  # no 0 * inf
     top = x.detach().amax(-1, keepdim=True)
+    if compiling() and not transformed():
+        terms = torch.exp(x - top)
+        total = (terms if hard else w * terms).sum(-1)
+        return total.masked_fill(total == 0, 1).log() + top.squeeze(-1)
     leads = (x.detach() + w.log()).softmax(-1) > 0.5
     out = x.masked_fill(~leads, 0).sum(-1, keepdim=True)
     out = torch.where(leads.any(-1, keepdim=True), out, top)
@@ -35,7 +41,8 @@ def log_elementary(x: Tensor, degree: int) -> Tensor:
     x = F.pad(x, (0, size - n), value=ABSENT)
     product = torch.stack((torch.zeros_like(x), x), -1)
     while product.shape[-2] > 1:
-        product = log_multiply(product[..., 0::2, :], product[..., 1::2, :], degree)
+        half = product.shape[-2] // 2
+        product = log_multiply(product[..., :half, :], product[..., half:, :], degree)
     product = product.squeeze(-2)
     return F.pad(product, (0, degree + 1 - product.shape[-1]), value=ABSENT)
 

@@ -81,10 +81,10 @@ def costs(target: Tensor, u: Tensor) -> Tensor:
         c = c - target * ~u.any(-1)  # a zero row costs nothing to itself
         terms = max(u.shape)
     else:
-        c = 1 - u[target] @ u.mT
+        c = 1 - F.embedding(target, u) @ u.mT
         c = c.masked_fill(one_hot(target, len(u)), 0)  # exactly
     # What parallel vectors come out at; the composition would scale it up.
-    return F.threshold(c, 4 * torch.finfo(c.dtype).eps * terms**0.5, 0)
+    return c.masked_fill(c <= 4 * torch.finfo(c.dtype).eps * terms**0.5, 0)
 
 
 def unit_vectors(embedding: Tensor, dtype: torch.dtype) -> Tensor:

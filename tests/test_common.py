@@ -352,7 +352,7 @@ store = dist.FileStore(os.path.join(tempfile.mkdtemp(), "store"), 1)
 dist.init_process_group("gloo", store=store, rank=0, world_size=1)
 mesh = init_device_mesh("cpu", (1,))
 for call in LOSSES:
-    if call.name.startswith("linear"):
+    if call.name.startswith("linear") or call.name == sys.argv[1]:
         continue
     for place in (Replicate(), Shard(0)):
         inputs = [
@@ -372,9 +372,13 @@ dist.destroy_process_group()
 
 def test_dtensors_give_the_same() -> None:
     """Scores that are distributed over processes, here over one: every loss runs where cross-entropy would."""
-    done = subprocess.run([sys.executable, "-c", DTENSOR], capture_output=True, text=True, cwd=PACKAGE.parent)
+    # before 2.13 a padded DTensor has a wrong shape
+    left_out = "" if torch.__version__ >= "2.13" else "subset_softmax_loss"
+    command = [sys.executable, "-c", DTENSOR, left_out]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=PACKAGE.parent)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.count("works") == 2 * len([c for c in LOSSES if not c.name.startswith("linear")])
+    wanted = [c for c in LOSSES if not c.name.startswith("linear") and c.name != left_out]
+    assert done.stdout.count("works") == 2 * len(wanted)
 
 
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
