@@ -41,8 +41,7 @@ def log_elementary(x: Tensor, degree: int) -> Tensor:
     x = F.pad(x, (0, size - n), value=ABSENT)
     product = torch.stack((torch.zeros_like(x), x), -1)
     while product.shape[-2] > 1:
-        half = product.shape[-2] // 2
-        product = log_multiply(product[..., :half, :], product[..., half:, :], degree)
+        product = log_multiply(product[..., 0::2, :], product[..., 1::2, :], degree)
     product = product.squeeze(-2)
     return F.pad(product, (0, degree + 1 - product.shape[-1]), value=ABSENT)
 

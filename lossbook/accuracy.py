@@ -299,12 +299,15 @@ def soft_accuracy_loss(
     check_reduction(reduction)
     s = check_scores(input, dim=dim)
     ignored = check_ignore_index(ignore_index)
-    if isinstance(target, Tensor) and target.is_floating_point() and target.shape == input.shape:
+    soft = isinstance(target, Tensor) and target.is_floating_point()
+    if soft and target.shape == input.shape:
         tau = check_distribution(target, input.shape, dim=dim).to(s.dtype)
         check_classes(s)
-        return reduce_loss(soft_target_rows(soft_accuracy_of_soft_targets, s, tau), reduction)
+        loss = soft_target_rows(soft_accuracy_of_soft_targets, s, tau)
+        return reduce_loss(loss, reduction)
     t, counted = check_index(target, s.shape[:-1], check_classes(s), ignored)
-    return reduce_loss(soft_accuracy_rows(soft_accuracy, s, t, counted), reduction, counted)
+    loss = soft_accuracy_rows(soft_accuracy, s, t, counted)
+    return reduce_loss(loss, reduction, counted)
 
 
 # ------------------------------------------------------------------------------------------------------------- modules

@@ -82,9 +82,8 @@ def rest_and_target(cosine: Tensor, t: Tensor, counted: Tensor, scale: Scale) ->
 
 def margin_softmax(rest_and_target: Tensor, counted: Tensor, psi: Psi, scale: Scale) -> Tensor:
     """``log(1 + e^z)``, z the rest's log-sum-exp less the target's score."""
-    rest, cosine_t = rest_and_target[..., :1], rest_and_target[..., 1:]
-    z = rest.squeeze(-1) - scale * psi(cosine_t.squeeze(-1))
-    return softplus(z).masked_fill(~counted, 0)
+    rest, cosine_t = rest_and_target[..., 0], rest_and_target[..., 1]
+    return softplus(rest - scale * psi(cosine_t)).masked_fill(~counted, 0)
 
 
 def soft_margin_softmax(cosine: Tensor, tau: Tensor, psi: Psi, scale: Scale) -> Tensor:
