@@ -317,7 +317,8 @@ class ExpectedAccuracy(LossModule):
     """:func:`expected_accuracy` as a module."""
 
     def __init__(self, *, sigma: float = 1.0, nodes: int = 32, dim: int = -1) -> None:
-        super().__init__(sigma=_check_sigma(sigma), nodes=_check_nodes(nodes), dim=check_integer("dim", dim))
+        sigma, nodes = _check_sigma(sigma), _check_nodes(nodes)
+        super().__init__(sigma=sigma, nodes=nodes, dim=check_integer("dim", dim))
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """The probability of each row's target."""
@@ -391,9 +392,11 @@ def _exact(
     """1 - P or -log P of each row, and which rows count."""
     sigma, nodes = _check_sigma(sigma), _check_nodes(nodes)
     s = check_scores(input, dim=dim)
-    rows, classes, every = s.shape[:-1], check_classes(s), ignored is None
-    t, counted = check_index(target, rows, classes, ignored, every_row=every)
+    classes, every = check_classes(s), ignored is None
+    t, counted = check_index(target, s.shape[:-1], classes, ignored, every_row=every)
     tiny = torch.finfo(s.dtype).tiny
     if sigma < tiny:
-        raise ValueError(f"sigma must be at least {tiny:.4g}, the smallest normal number of {s.dtype}, got {sigma!r}")
-    return exact_rows(noisy_error, margins, _LOST, s, t, counted, sigma, nodes, log), counted
+        least = f"{tiny:.4g}, the smallest normal number of {s.dtype}"
+        raise ValueError(f"sigma must be at least {least}, got {sigma!r}")
+    rows = (s, t, counted, sigma, nodes, log)
+    return exact_rows(noisy_error, margins, _LOST, *rows), counted
