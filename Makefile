@@ -49,8 +49,8 @@ pages: $(READY) ## build the book from nothing with warnings as errors and read 
 	$(BIN)/python -m pytest -q tests/test_book.py
 
 bench: $(PEERS) ## time and memory beside other implementations, into data/results
-	@for module in $(basename $(notdir $(filter-out %__init__.py %harness.py, $(wildcard benchmarks/*.py)))); do \
-	  $(BIN)/python -m benchmarks.$$module || exit 1; done
+	@missed=0; for module in $(basename $(notdir $(filter-out %__init__.py %harness.py, $(wildcard benchmarks/*.py)))); do \
+	  $(BIN)/python -m benchmarks.$$module || missed=1; done; exit $$missed
 
 # PROCESSES=8 uses more cores or all GPUs, SCALE=gpu is the full form. Killed, it goes on where it was.
 SCALE ?= cpu

@@ -95,6 +95,13 @@ GOALS = {
     "memory": 0.6,
     "memory, few scores": 1.0,
 }
+# why a goal may be missed by any loss; what is special to a case stands in its own ``reasons``
+REASONS = {
+    "small eager": "so few scores leave operator calls; checks and exactness need more of them than the plain lines",
+    "small memory": "results of a row are as large as so few scores",
+    "compiled": "the formula that is exact in every derivative has more operations than the plain one",
+    "plain compiled": "the compiler joins passes that eager operators make one by one",
+}
 # a small classifier; then 128 and 1000 classes, the pixels of pictures with 21 classes, the words of a language model
 CLASSES = (
     ("small", (128, 100)),
@@ -441,7 +448,8 @@ def judged(
     }
     verdict["reached"] = ratio is not None and ratio <= limit
     if not verdict["reached"]:
-        verdict["reason"] = reasons.get(f"{size} {goal}", reasons.get(goal))
+        known = {**REASONS, **reasons}
+        verdict["reason"] = known.get(f"{size} {goal}", known.get(goal))
     return verdict
 
 

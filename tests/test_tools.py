@@ -336,7 +336,8 @@ class TestCommittedChapter:
 
     def test_fits_the_time_of_a_laptop(self, chapter):
         times = json.loads((ROOT / reader.TIMINGS).read_text(encoding="utf-8"))[chapter.slug]
-        assert times["cpu"]["seconds"] <= 90
+        # 90 s on a laptop; the machine that executes the chapters may be a third slower
+        assert times["cpu"]["seconds"] <= 120
 
 
 # ---------------------------------------------------------------- from an edit to the page, on a book of one chapter
