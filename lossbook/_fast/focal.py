@@ -19,8 +19,9 @@ Steps = Callable[..., None]
 
 # e^z must not overflow: from here on log(1 + e^z) = z
 HIGH = 80.0
-# So many elements at once: five buffers of them stay in a core's cache, and an operator's call takes a hundredth.
-PIECE = 2**16
+# So many elements at once stay in a core's cache. Fewer than torch splits among threads: beside busy processes its
+# threads would wait for each other after every operator.
+PIECE = 2**15 - 1
 
 
 def elementwise(formula: Formula, steps: Steps, s: Tensor, t: Tensor, count: float | Tensor | None) -> Tensor:

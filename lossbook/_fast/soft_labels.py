@@ -17,7 +17,7 @@ from torch.autograd import Function
 from lossbook._torch import last_backward, plain, readable
 
 # so many labels at a time stay in the cache
-PIECE = 2**16
+PIECE = 2**15 - 1
 
 
 def two_predictions(formula: Callable[[Tensor, Tensor], Tensor], s: Tensor, r: Tensor, k: float) -> Tensor:
@@ -40,7 +40,7 @@ def _parts(s: Tensor, r: Tensor, k: float) -> tuple[Tensor, Tensor, Tensor]:
         _piece(k, [torch.empty_like(by_s) for _ in range(3)], s, r, loss, by_s, by_r)
         return loss, by_s, by_r
     C = s.shape[-1]
-    size = -(-PIECE // C)
+    size = max(PIECE // C, 1)
     spare = s.new_empty(3, size, C)
     whole = (s.reshape(-1, C), r.reshape(-1, C), loss.view(-1), by_s.view(-1, C), by_r.view(-1, C))
     for rows in zip(*(x.split(size) for x in whole)):  # type: ignore[no-untyped-call]  # noqa: B905 - for torch 2.6
