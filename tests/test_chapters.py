@@ -199,10 +199,10 @@ def test_nbval_fails_when_a_sign_in_the_loss_is_flipped(chapter, tmp_path):
 # For each chapter a piece of its module and the same with a sign turned round.
 FLIPS: dict[str, tuple[str, str]] = {
     "multilabel_softmax": ("torch.log1p(neg) + torch.log1p(pos)", "torch.log1p(neg) - torch.log1p(pos)"),
-    "accuracy": ("s.gather(0, t) - s", "s - s.gather(0, t)"),
+    "accuracy": ("(s.gather(-1, t.unsqueeze(-1)) - s) / sigma", "(s - s.gather(-1, t.unsqueeze(-1))) / sigma"),
     "am_softmax": ("return cosine_t - psi.m", "return cosine_t + psi.m"),
     "soft_labels": ("sigmoid(2 * (check_scores", "sigmoid(-2 * (check_scores"),
-    "emo": ("return (p * c).sum(-1)", "return -(p * c).sum(-1)"),
+    "emo": ("(c_m.squeeze(-1) + (p", "(c_m.squeeze(-1) - (p"),
     "focal": ("math.log((1 - m) / m)", "math.log(m / (1 - m))"),
 }
 
