@@ -57,7 +57,7 @@ SCALE ?= cpu
 PROCESSES ?= 2
 experiments: $(READY) ## the losses on public data, into data/results (SCALE=cpu: an hour on two cores)
 	@$(BIN)/python -m lossbook.data fetch all
-	@for module in $(basename $(notdir $(filter-out %__init__.py %harness.py, $(wildcard experiments/*.py)))); do \
+	@for module in $(basename $(notdir $(filter-out %__init__.py %harness.py %advice.py, $(wildcard experiments/*.py)))); do \
 	  OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m torch.distributed.run --standalone --nproc-per-node $(PROCESSES) \
 	    -m experiments.$$module --scale $(SCALE) || exit 1; done
 

@@ -24,7 +24,8 @@ An experiment is a file ``experiments/<slug>.py`` that ends in two lines::
 
 A task is one data set with everything fixed but the loss. Each of its methods has a grid of settings, and all grids of
 a task must be equally long: that is the tuning effort. Every setting of the grid is run once per tuning seed and
-judged by ``score`` on validation data; grids of one need no tuning. The best is then run once per seed, and only
+judged by ``score`` on validation data; grids of one need no tuning. With ``extend`` a grid goes on where the best
+value of that setting, say of ``lr``, is its smallest or greatest. The best is then run once per seed, and only
 these final runs may look at test data. torch is seeded with the run's seed before ``run`` is called; draw splits and
 subsets from it too, or from a fixed number, so that all methods see the same data for a seed.
 
@@ -73,6 +74,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SCALES = ("smoke", "cpu", "gpu")
 TUNING_SEEDS = (101,)
 SEEDS = (1, 2, 3, 4, 5)
+EXTEND, EXTENSIONS = 3, 3  # factor from one value to the next beyond the edge of a grid; at most so many more
 
 Settings = Mapping[str, Any]
 
@@ -90,6 +92,7 @@ class Task:
         seeds: Seeds of the final runs.
         metrics: Those of the experiment's metrics that the task has; empty for all.
         stage: Tasks of a later stage start when those of an earlier one have finished.
+        extend: The setting whose grid goes on, by a factor of 3, while the best value is at its edge; empty for none.
         facts: What a reader of the record should know: sizes of the splits, of the network, of the budget.
     """
 
@@ -101,6 +104,7 @@ class Task:
     seeds: tuple[int, ...] = SEEDS
     metrics: tuple[str, ...] = ()
     stage: int = 0
+    extend: str = ""
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -338,27 +342,61 @@ def best(task: Task, grid: Sequence[Settings], tuned: Sequence[Mapping[str, Any]
     return max(grid, key=score)
 
 
+def wider(task: Task, grid: Sequence[Settings], settings: Settings) -> list[Settings]:
+    """The setting beyond the edge of the grid, if the best one is at the edge and the grid may still grow."""
+    key = task.extend
+    if not key or len(grid) == 1 or len(grid) >= len(next(iter(task.methods.values()))) + EXTENSIONS:
+        return []
+    values, value = [other[key] for other in grid], settings[key]
+    at_edge = {min(values): value / EXTEND, max(values): value * EXTEND}
+    return [{**settings, key: float(f"{at_edge[value]:.2g}")}] if value in at_edge else []
+
+
+def tune(
+    experiment: Experiment, tasks: list[Task], scale: str, runs: Runs, crew: Alone
+) -> tuple[dict[tuple[str, str], list[Settings]], list[dict[str, Any]]]:
+    """The grid of each task and method, with what extended it, and all tuning runs."""
+    grids = {(task.name, method): list(grid) for task in tasks for method, grid in task.methods.items()}
+    wanted = {key: grid for key, grid in grids.items() if len(grid) > 1}
+    tuned: list[dict[str, Any]] = []
+    by_name = {task.name: task for task in tasks}
+    name = f"tuning {tasks[0].stage + 1}" if tasks[0].stage else "tuning"
+    for again in range(1 + EXTENSIONS):
+        jobs = [
+            Job(by_name[task], method, settings, seed, False, scale, best_device(), runs.kept(by_name[task]))
+            for (task, method), grid in wanted.items()
+            for settings in grid
+            for seed in by_name[task].tuning_seeds
+        ]
+        tuned += finish(experiment, f"{name}, wider {again}" if again else name, jobs, runs, crew) if jobs else []
+        wanted = {}
+        for (task, method), grid in grids.items():
+            if more := wider(by_name[task], grid, best(by_name[task], grid, own(tuned, task, method))):
+                wanted[task, method] = more
+                grid += more
+    return grids, tuned
+
+
+def own(runs: Sequence[Mapping[str, Any]], task: str, method: str) -> list[Mapping[str, Any]]:
+    """The runs of a task's method."""
+    return [run for run in runs if (run["task"], run["method"]) == (task, method)]
+
+
 def carry_out(experiment: Experiment, tasks: list[Task], scale: str, runs: Runs, crew: Alone) -> dict[str, Any]:
     """Tune and measure all tasks; the part of the record that holds the results."""
     device = best_device()
     made: list[dict[str, Any]] = []
     chosen: dict[str, dict[str, Any]] = {task.name: {} for task in tasks}
+    grids: dict[tuple[str, str], list[Settings]] = {}
     for stage in sorted({task.stage for task in tasks}):
         present = [task for task in tasks if task.stage == stage]
-        jobs = [
-            Job(task, method, settings, seed, False, scale, device, runs.kept(task))
-            for task in present
-            for method, grid in task.methods.items()
-            for settings in grid
-            for seed in task.tuning_seeds
-            if len(grid) > 1
-        ]
-        tuned = finish(experiment, f"tuning {stage + 1}" if stage else "tuning", jobs, runs, crew)
+        found, tuned = tune(experiment, present, scale, runs, crew)
+        grids |= found
         jobs = []
         for task in present:
-            for method, grid in task.methods.items():
-                own = [run for run in tuned if run["task"] == task.name and run["method"] == method]
-                chosen[task.name][method] = dict(best(task, grid, own))
+            for method in task.methods:
+                grid = grids[task.name, method]
+                chosen[task.name][method] = dict(best(task, grid, own(tuned, task.name, method)))
                 jobs += [
                     Job(task, method, chosen[task.name][method], seed, True, scale, device, runs.kept(task))
                     for seed in task.seeds
@@ -375,8 +413,11 @@ def carry_out(experiment: Experiment, tasks: list[Task], scale: str, runs: Runs,
                 "seeds": list(task.seeds),
                 "facts": dict(task.facts),
                 "methods": {
-                    method: {"grid": [dict(settings) for settings in grid], "chosen": chosen[task.name][method]}
-                    for method, grid in task.methods.items()
+                    method: {
+                        "grid": [dict(settings) for settings in grids[task.name, method]],
+                        "chosen": chosen[task.name][method],
+                    }
+                    for method in task.methods
                 },
             }
             for task in tasks

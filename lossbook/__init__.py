@@ -78,11 +78,16 @@ _EXPORTS = {
     "emo_loss": "emo",
     "linear_emo_ce_loss": "emo",
     "linear_emo_loss": "emo",
+    "PairedDifference": "metrics",
+    "ScoreScale": "metrics",
     "average_precision": "metrics",
     "best_threshold": "metrics",
+    "calibration_error": "metrics",
     "exact_match": "metrics",
+    "fit_scale": "metrics",
     "macro_f1": "metrics",
     "micro_f1": "metrics",
+    "paired_difference": "metrics",
 }
 
 __all__ = list(_EXPORTS)

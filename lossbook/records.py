@@ -203,6 +203,16 @@ class Record:
         """The settings that validation data chose."""
         return dict(self.task(task)["methods"][method]["chosen"])
 
+    def validated(self, task: str, method: str) -> float:
+        """The mean score on validation data that chose the settings; -inf where nothing was tuned or a run diverged."""
+        about, chosen = self.task(task), self.chosen(task, method)
+        own = [
+            run["metrics"][about["score"]]
+            for run in self.document["runs"]
+            if (run["task"], run["method"], run["settings"], run["final"]) == (task, method, chosen, False)
+        ]
+        return statistics.fmean(own) if own and None not in own else -math.inf
+
     def _by_seed(self, task: str, method: str, metric: str) -> dict[int, float]:
         try:
             return self._values[task, method, metric]

@@ -1,6 +1,9 @@
 """Digit canvases, the book's files and the records."""
 
+import gzip
+import io
 import json
+import math
 import re
 import sys
 import types
@@ -8,10 +11,11 @@ import types
 import numpy as np
 import pytest
 import torch
+from scipy.io import arff
 from sklearn.datasets import load_digits
 
 from lossbook import data
-from lossbook.data import digit_canvases, python_text
+from lossbook.data import MalformedFileError, digit_canvases, python_text, read_arff
 
 
 def crops(images, grid):
@@ -277,3 +281,189 @@ def test_a_python_without_the_topics_says_so(monkeypatch):
     monkeypatch.setitem(sys.modules, "pydoc_data.topics", None)
     with pytest.raises(ModuleNotFoundError, match="pydoc_data"):
         python_text()
+
+
+# ---------------------------------------------------------------- ARFF files
+
+
+@pytest.fixture
+def read(tmp_path):
+    """Reads a text or bytes as an ARFF file."""
+
+    def read_text(content):
+        path = tmp_path / "some.arff"
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+        return read_arff(path)
+
+    return read_text
+
+
+WEATHER = """% two comments
+% before the header
+
+@RELATION 'the weather, in short'
+@attribute heat numeric
+@Attribute\tmist   REAL
+@attribute days Integer
+@attribute sky {clear, 'light rain', "snow, ice"}
+@attribute 'it\\'s fun' { no ,yes}
+
+@DATA
+21.5,-.25,3,clear,yes
+% a comment between rows
+ 1e1 , +2. , 0 , 'light rain' , 'no'
+
+?,?,-1,"snow, ice",?
+{0 1.5, 3 "light rain",4 yes}
+{2 7,3 ?}
+{}
+{ }
+"""
+
+
+def test_arff(read):
+    it = read(WEATHER)
+    assert it.names == ("heat", "mist", "days", "sky", "it's fun")
+    assert it.nominal == {"sky": ("clear", "light rain", "snow, ice"), "it's fun": ("no", "yes")}
+    nan = math.nan
+    expected = [
+        [21.5, -0.25, 3, 0, 1],
+        [10, 2, 0, 1, 0],
+        [nan, nan, -1, 2, nan],
+        [1.5, 0, 0, 1, 1],
+        [0, 0, 7, nan, 0],
+        [0, 0, 0, 0, 0],
+        [0, 0, 0, 0, 0],
+    ]
+    assert it.values.dtype == torch.float64
+    torch.testing.assert_close(it.values, torch.tensor(expected, dtype=torch.float64), rtol=0, atol=0, equal_nan=True)
+    assert repr(it) == "ArffTable(values=<float64 (7, 5)>, names=<5>, nominal=<2>)"
+
+
+def test_arff_packed_or_with_other_line_ends(read):
+    expected = read(WEATHER)
+    for content in (gzip.compress(WEATHER.encode()), WEATHER.replace("\n", "\r\n"), WEATHER.rstrip("\n")):
+        it = read(content)
+        assert it.names == expected.names
+        assert it.nominal == expected.nominal
+        assert it.values.numpy().tobytes() == expected.values.numpy().tobytes()
+
+
+def test_arff_escapes_and_names(read):
+    it = read(
+        r"""@attribute TAG_m\'usica {0,1}
+@attribute "a \"b\" \\ 'c'" {'',"\t\n\r",\n, 5%}
+@attribute é#;=1 {?,"x?"}
+@data
+1,"\t\n\r",x?
+0,'','x\?'
+0, \n ,'?'
+"""
+    )
+    assert it.names == (r"TAG_m\'usica", "a \"b\" \\ 'c'", "é#;=1")
+    assert it.nominal[it.names[1]] == ("", "\t\n\r", r"\n", "5%")
+    assert it.values.tolist() == [[1, 1, 1], [0, 0, 1], [0, 2, 0]]
+
+
+def test_arff_without_rows(read):
+    it = read("@attribute a real\n@attribute b {x}\n@data\n")
+    assert it.values.shape == (0, 2)
+    assert it.values.dtype == torch.float64
+
+
+def test_arff_keeps_every_bit_of_a_number(read):
+    numbers = np.random.default_rng(0).standard_normal(1000) * 10.0 ** np.arange(-300, 300, 0.6)
+    dense = "".join(f"{number!r}\n" for number in numbers.tolist())
+    sparse = "".join(f"{{0 {number!r}}}\n" for number in numbers.tolist())
+    it = read(f"@attribute a real\n@data\n{dense}{sparse}")
+    assert it.values.flatten().tolist() == [*numbers, *numbers]
+
+
+def test_arff_as_scipy_reads_it(read):
+    rng = np.random.default_rng(1)
+    skies = ("clear", "rain", "snow")
+    rows = zip(rng.random(50).tolist(), rng.choice(skies, 50), range(50), strict=True)
+    text = "@relation x\n@attribute a real\n@attribute sky {clear,rain,snow}\n@attribute c integer\n@data\n"
+    text += "".join(f"{a!r},{sky},{c}\n" for a, sky, c in rows) + "?,?,?\n"
+    theirs, meta = arff.loadarff(io.StringIO(text))
+    it = read(text)
+    assert it.names == tuple(meta.names())
+    assert it.nominal == {"sky": tuple(meta["sky"][1])}
+    places = [math.nan if sky == b"?" else skies.index(sky.decode()) for sky in theirs["sky"]]
+    expected = torch.from_numpy(np.stack([theirs["a"], places, theirs["c"]], axis=1))
+    assert torch.equal(it.values[:-1], expected[:-1])
+    assert it.values[-1].isnan().all()
+    assert expected[-1].isnan().all()
+
+
+HEAD = "@attribute a real\n@attribute b {x,'y z'}\n@data\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", ": no @data"),
+        ("@attribute a real\n", ": no @data"),
+        ("@relation x\n@data\n1\n", ", line 2: no @attribute before @data"),
+        ("@relation x\n\nhello\n", ", line 3: expected @relation, @attribute or @data, got 'hello'"),
+        ("@attributes a real\n", ", line 1: expected @relation, @attribute or @data, got '@attributes a real'"),
+        ("@attribute a\n", ", line 1: expected @attribute, a name and a type, got '@attribute a'"),
+        ("@attribute 'a real\n", ", line 1: expected @attribute, a name and a type"),
+        ("@attribute 'a'b real\n", ", line 1: expected @attribute, a name and a type"),
+        ("@attribute a real\n@attribute 'a' real\n", ", line 2: a second attribute 'a'"),
+        ("@attribute a string\n", ", line 1: expected the type numeric, real, integer or {value,...}, got 'string'"),
+        (
+            "@attribute a date yyyy\n",
+            ", line 1: expected the type numeric, real, integer or {value,...}, got 'date yyyy'",
+        ),
+        ("@attribute a {x,y\n", ", line 1: expected the type numeric, real, integer or {value,...}, got '{x,y'"),
+        ("@attribute a {}\n", ", line 1: expected a new value of 'a', got ''"),
+        ("@attribute a {x,}\n", ", line 1: expected a new value of 'a', got ''"),
+        ("@attribute a {x,'x'}\n", """, line 1: expected a new value of 'a', got "'x'\""""),
+        ("@attribute a {x,'y}\n", """, line 1: quotes do not match in "x,'y\""""),
+        ("@attribute a {x,'y' z}\n", """, line 1: quotes do not match in "'y' z\""""),
+        (HEAD + "1\n", ", line 4: expected 2 values, got 1"),
+        (HEAD + "1,x,{5}\n", ", line 4: expected 2 values, got 3"),
+        (HEAD + "1,x\n,x\n", ", line 5: expected a number, got ''"),
+        (HEAD + "1_0,x\n", ", line 4: expected a number, got '1_0'"),
+        (HEAD + "inf,x\n", ", line 4: expected a number, got 'inf'"),
+        (HEAD + "1e999,x\n", ", line 4: expected a finite number, got '1e999'"),
+        (HEAD + "'1',x\n", """, line 4: expected a number, got "'1'\""""),
+        (HEAD + "1,X\n", ", line 4: 'X' is not a known value of 'b'"),
+        (HEAD + "1,\n", ", line 4: '' is not a known value of 'b'"),
+        (HEAD + "1,y z\n% no\n1,'y  z'\n", ", line 6: 'y  z' is not a known value of 'b'"),
+        (HEAD + "1,'y z\n", """, line 4: quotes do not match in "1,'y z\""""),
+        (HEAD + "1,x'\n", """, line 4: quotes do not match in "1,x'\""""),
+        (HEAD + "{0 1\n", ", line 4: no closing brace"),
+        (HEAD + "{0 1,}\n", ", line 4: expected a place after 0 and before 2, got ''"),
+        (HEAD + "{1 x,0 1}\n", ", line 4: expected a place after 1 and before 2, got '0'"),
+        (HEAD + "{0 1,0 1}\n", ", line 4: expected a place after 0 and before 2, got '0'"),
+        (HEAD + "{2 1}\n", ", line 4: expected a place after -1 and before 2, got '2'"),
+        (HEAD + "{²  1}\n", ", line 4: expected a place after -1 and before 2, got '²'"),
+        (HEAD + "{a 1}\n", ", line 4: expected a place after -1 and before 2, got 'a'"),
+        (HEAD + "{0}\n", ", line 4: expected a number, got ''"),
+        (HEAD + "{1 w}\n", ", line 4: 'w' is not a known value of 'b'"),
+        (HEAD.encode() + b"1,x\n1,\xff\n", ", line 5: not UTF-8 (invalid start byte)"),
+        (gzip.compress(HEAD.encode())[:-1], ": not a whole gzip file"),
+    ],
+)
+def test_malformed_arff(read, tmp_path, content, message):
+    with pytest.raises(MalformedFileError) as caught:
+        read(content)
+    assert str(caught.value).startswith(f"{tmp_path / 'some.arff'}{message}")
+
+
+@pytest.mark.parametrize(
+    "line", ["@attribute " + "a" * 10**6, "{" + "9" * 10**6 + " 1}", "1," + "x" * 10**6, "1," + "x" * 10**5 + "'"]
+)
+def test_errors_in_long_lines_are_short(read, tmp_path, line):
+    with pytest.raises(MalformedFileError) as caught:
+        read(line if line[0] == "@" else HEAD + line)
+    assert len(str(caught.value)) < 400 + len(str(tmp_path))
+
+
+def test_no_arff_file(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"none\.arff"):
+        read_arff(tmp_path / "none.arff")
+    with pytest.raises(TypeError, match="PathLike object, not int"):
+        read_arff(3)

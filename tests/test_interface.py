@@ -78,6 +78,25 @@ emo
     EmoCeLoss(*, ignore_index=-100, dim=-1, reduction='mean')
     LinearEmoLoss(*, logit_scale=1.0, logit_softcap=None, chunk_size=1024, accumulate='float32', ignore_index=-100, reduction='mean')
     LinearEmoCeLoss(*, logit_scale=1.0, logit_softcap=None, chunk_size=1024, accumulate='float32', ignore_index=-100, reduction='mean')
+metrics
+    micro_f1(pred, target)
+    macro_f1(pred, target)
+    exact_match(pred, target)
+    best_threshold(scores, target, *, per_label=False)
+    average_precision(scores, target)
+    calibration_error(p, target, *, bins=15)
+    fit_scale(scores, target)
+    ScoreScale(factor, before, after)
+    paired_difference(a, b, *, test_share=None, train_share=None)
+    PairedDifference(mean, half_width, n)
+training
+    train(model, loss_fn, data, *, epochs=None, batch_size=64, lr=0.001, seed=0, device=None, metric=None, validation=None, desc='')
+    predict(model, inputs, *, batch_size=1024)
+    base_rate_bias(target, num_classes=None, *, smoothing=1.0, ignore_index=-100)
+    seeded(seed)
+    run_seeds(fn, seeds)
+    Runs(values)
+    History(loss=<factory>, metric=<factory>, validation=<factory>, best_epoch=None)
 """
 MODULES = dict(re.findall(r"^(\w+)\n((?: .*\n)+)", INTERFACE, re.MULTILINE))
 

@@ -4,6 +4,7 @@ import contextlib
 import gzip
 import hashlib
 import http.server
+import inspect
 import io
 import json
 import os
@@ -30,14 +31,19 @@ from tools.chapters import ROOT, all_chapters, imported_modules
 FILE = "set/file.txt"  # what parsers are told
 
 
-def test_loaders_are_found_without_being_imported():
-    assert set(data._PUBLIC) <= set(public.__all__)
-    for name in data._PUBLIC:
+LOADERS = {name for name in public.__all__ if inspect.isfunction(getattr(public, name))} - {"public_sets", "read_arff"}
+
+
+def test_public_names_are_found_without_being_imported(monkeypatch):
+    for name in public.__all__:
         assert getattr(data, name) is getattr(public, name)
         assert name in dir(data)
     assert "digit_canvases" in dir(data)
     with pytest.raises(AttributeError, match=r"module 'lossbook\.data' has no attribute 'imagenet'"):
         data.imagenet  # noqa: B018
+    with monkeypatch.context() as patch:
+        patch.setattr(data.importlib, "import_module", None)  # nothing is imported to say that there is no private name
+        assert not hasattr(data, "_imagenet")
     source = (ROOT / "lossbook/data/__init__.py").read_text(encoding="utf-8")
     assert not [name for name in imported_modules(source, "lossbook.data") if name.startswith("lossbook.data.")]
     for path in (ROOT / "lossbook/data").glob("*.py"):
@@ -51,7 +57,7 @@ def test_loaders_are_found_without_being_imported():
 def test_registry():
     sets = public_sets()
     files = [file for entry in sets.values() for file in entry.files]
-    assert len({file.name for file in files}) == len(files) == 50
+    assert len({file.name for file in files}) == len(files) == 63
     assert len({file.sha256 for file in files}) == len(files)
     for file in files:
         assert _registry.public_file(file.name) is file
@@ -66,7 +72,7 @@ def test_registry():
         assert entry.licence_source
         assert entry.citation.endswith((".", "bert4keras"))
         assert entry.files[0].url.startswith(entry.source.replace("//github.com", "//raw.githubusercontent.com"))
-    assert {entry.loader.partition("(")[0] for entry in sets.values()} == set(data._PUBLIC)
+    assert {entry.loader.partition("(")[0] for entry in sets.values()} == LOADERS
     assert {entry.loader for entry in sets.values() if "uci" in entry.name} == {f'uci("{name}")' for name in public.UCI}
     lines = "".join(sorted(f"{file.sha256}  {file.name}\n" for file in sets["banking77"].files))
     assert sets["banking77"].sha256 == hashlib.sha256(lines.encode()).hexdigest()
@@ -195,6 +201,38 @@ class TestRealFiles:
                 (3185, 60229, None, [19, 20, 80, 239, 444, 540, 560, 593, 617, 636, 773, 777, 809, 849], 2, 1),
             ),
             (
+                "enron",
+                1001,
+                "A.A8",
+                "D.D14",
+                (1123, 3803, [6, 11, 25], [14, 24, 39, 44], 78, 26),
+                (579, 1947, [11, 22], [14, 39, 49], 53, 17),
+            ),
+            (
+                "medical",
+                1449,
+                "Class-0-593_70",
+                "Class-44-786_07",
+                (333, 418, [44], [38], 8, 7),
+                (645, 800, [4], [24], 7, 10),
+            ),
+            (
+                "scene",
+                294,
+                "Beach",
+                "Urban",
+                (1211, 1286, [0, 4], [5], 84.179515, 86.715275),
+                (1196, 1299, [0, 4], [5], 93.805286, 74.33503),
+            ),
+            (
+                "tmc2007",
+                500,
+                "class01",
+                "class22",
+                (21519, 47892, [1, 5, 6], [12], 14, 22),
+                (7077, 13816, [18], [12], 16, 42),
+            ),
+            (
                 "yeast",
                 103,
                 "Class1",
@@ -203,7 +241,7 @@ class TestRealFiles:
                 (917, 3899, [6, 7, 11, 12], [0, 1, 5, 6, 10, 11], 0.842548, 0.217884),
             ),
         ],
-        ids=["bibtex", "delicious", "yeast"],
+        ids=["bibtex", "delicious", "enron", "medical", "scene", "tmc2007", "yeast"],
     )
     def test_mulan(self, name, features, first_label, last_label, train, test):
         it = getattr(data, name)()
@@ -217,16 +255,53 @@ class TestRealFiles:
             assert int(split.targets.sum()) == pairs
             assert first is None or positives(split.targets[0]) == first
             assert last is None or positives(split.targets[-1])[: len(last)] == last
-            assert float(split.features[0].sum()) == pytest.approx(first_sum, abs=1e-5)
-            assert float(split.features[-1].sum()) == pytest.approx(last_sum, abs=1e-5)
-        if name != "yeast":
+            assert float(split.features[0].double().sum()) == pytest.approx(first_sum, abs=1e-5)
+            assert float(split.features[-1].double().sum()) == pytest.approx(last_sum, abs=1e-5)
+        if name not in ("scene", "yeast"):
             assert set(it.train.features.unique().tolist()) == {0, 1}
         train, test = (
             [row.numpy().tobytes() for row in torch.cat([split.features, split.targets], 1)]
             for split in (it.train, it.test)
         )
         known = set(train)
-        assert sum(row in known for row in test) == {"bibtex": 9, "delicious": 63, "yeast": 0}[name]
+        twice = {"bibtex": 9, "delicious": 63, "enron": 10, "medical": 4, "scene": 5, "tmc2007": 108, "yeast": 0}
+        assert sum(row in known for row in test) == twice[name]
+
+    @pytest.mark.parametrize("name", ["bibtex", "delicious", "enron", "medical", "scene", "tmc2007-500", "yeast"])
+    def test_mulan_by_hand(self, name):
+        """The first and last rows beside a reading of the files in a few lines."""
+        xml = _fetch.content(_registry.public_file(f"mulan-{name}/{name}.xml")).decode()
+        labels = re.findall(r'<label name="(.*?)"', xml)
+        it = getattr(data, name.removesuffix("-500"))()
+        assert len(labels) == len(it.labels)
+        assert set(labels) == set(it.labels)
+        for part in ("train", "test"):
+            text = _fetch.content(_registry.public_file(f"mulan-{name}/{name}-{part}.arff")).decode()
+            head, body = text.split("@data\n")
+            names = [line.split(" ")[1] for line in head.split("\n") if line.startswith("@attribute ")]
+            is_label = torch.tensor([column in set(labels) for column in names])
+            lines = re.findall(r"\{(.*)\}", body) or body.split()
+            split = getattr(it, part)
+            assert len(lines) == len(split.features)
+            for place in (0, 1, 2, len(lines) // 2, len(lines) - 1):
+                row = torch.zeros(len(names))
+                if " " in lines[place]:
+                    for entry in lines[place].split(","):
+                        column, value = entry.split()
+                        row[int(column)] = float(value)
+                else:
+                    row[:] = torch.tensor([float(value) for value in lines[place].split(",")])
+                assert split.features[place].equal(row[~is_label])
+                assert split.targets[place].equal(row[is_label].bool())
+
+    @pytest.mark.parametrize("name", ["medical", "scene"])
+    def test_read_arff(self, name):
+        """The user's reader on a sparse and on a dense file gives what the loader gives."""
+        path, _ = _fetch.find(_registry.public_file(f"mulan-{name}/{name}-train.arff"))
+        table, it = data.read_arff(path), getattr(data, name)()
+        assert table.names == it.features + it.labels
+        assert {column for column, values in table.nominal.items() if values == ("0", "1")} >= set(it.labels)
+        assert table.values.float().equal(torch.cat([it.train.features, it.train.targets.float()], 1))
 
     def test_rt_polarity(self):
         it = data.rt_polarity()
@@ -656,10 +731,9 @@ def test_mulan(made):
     assert it.train.features.tolist() == [[0.5, -20], [0.25, 0], [0, 0]]
     assert it.train.targets.tolist() == [[True, False], [False, True], [False, False]]
     assert it.test.features.dtype == torch.float32
-    made({name.replace("yeast", "bibtex"): content for name, content in YEAST.items()})
-    assert data.bibtex().labels == it.labels
-    made({name.replace("yeast", "delicious"): content for name, content in YEAST.items()})
-    assert data.delicious().labels == it.labels
+    for name in ("bibtex", "delicious", "enron", "medical", "scene", "tmc2007-500"):
+        made({file.replace("yeast", name): content for file, content in YEAST.items()})
+        assert getattr(data, name.removesuffix("-500"))().labels == it.labels
 
 
 @pytest.mark.parametrize(
@@ -670,21 +744,26 @@ def test_mulan(made):
         (".xml", "<labels><label/></labels>", "expected a new name of a label, got None"),
         (".xml", '<labels><label name="f1"/></labels>', r"yeast-train\.arff: no 0/1 column for the label 'f1'"),
         ("-train.arff", HEAD, r"yeast-train\.arff: no @data"),
-        ("-train.arff", "@attribute a string\n", "line 1: expected a new column, numeric or"),
-        ("-train.arff", "@attribute a numeric\n@attribute a numeric\n", "line 2: expected a new column"),
+        ("-train.arff", HEAD.replace("L1 {0,1}", "L1 {1,0}"), r"arff: no @data"),
+        ("-train.arff", HEAD.replace("L1 {0,1}", "L1 {1,0}") + "@data\n", r"arff: no 0/1 column for the label 'L1'"),
+        ("-train.arff", HEAD.replace("L1 {0,1}", "L1 numeric") + "@data\n", r"arff: no 0/1 column for the label 'L1'"),
+        ("-train.arff", HEAD + "@data\n1,0,2,1\n\n1,?,2,1\n", r"arff, row 2: a value is unknown or too large"),
+        ("-train.arff", HEAD + "@data\n1,0,2,1\n1,0,1e39,1\n", r"arff, row 2: a value is unknown or too large"),
+        ("-train.arff", HEAD + "@data\n1,0,2,01\n", "line 9: '01' is not a known value of 'L2'"),
         ("-train.arff", "@relation x\nhello\n", "line 2: expected @relation, @attribute or @data, got 'hello'"),
         ("-train.arff", HEAD + "@data\n1,0,2\n", r"yeast-train\.arff, line 9: expected 4 values, got 3"),
         ("-train.arff", HEAD + "@data\n1,0,2,1\n1,0,x,1\n", "line 10: expected a number, got 'x'"),
         ("-train.arff", HEAD + "@data\n1,0,nan,1\n", "line 9: expected a number, got 'nan'"),
         ("-train.arff", HEAD + "@data\n1,0,-1e999,1\n", "line 9: expected a finite number, got '-1e999'"),
-        ("-train.arff", HEAD + "@data\n1,0,2,0.5\n", "line 9: expected 0 or 1, got '0.5'"),
-        ("-train.arff", HEAD + "@data\n{3 2}\n", "line 9: expected 0 or 1, got '2'"),
+        ("-train.arff", HEAD + "@data\n1,0,2,0.5\n", "line 9: '0.5' is not a known value of 'L2'"),
+        ("-train.arff", HEAD + "@data\n{3 2}\n", "line 9: '2' is not a known value of 'L2'"),
         ("-train.arff", HEAD + "@data\n{1 1\n", "line 9: no closing brace"),
-        ("-train.arff", HEAD + "@data\n{4 1}\n", "line 9: expected a column after -1 and before 4, got '4'"),
-        ("-train.arff", HEAD + "@data\n{1 1,1 1}\n", "line 9: expected a column after 1 and before 4, got '1'"),
-        ("-train.arff", HEAD + "@data\n{-1 1}\n", "line 9: expected a column after -1 and before 4, got '-1'"),
-        ("-train.arff", HEAD + "@data\n{² 1}\n", "line 9: expected a column"),
-        ("-train.arff", HEAD + "@data\n{1}\n", "line 9: expected a number, got ''"),
+        ("-train.arff", HEAD + "@data\n{4 1}\n", "line 9: expected a place after -1 and before 4, got '4'"),
+        ("-train.arff", HEAD + "@data\n{1 1,1 1}\n", "line 9: expected a place after 1 and before 4, got '1'"),
+        ("-train.arff", HEAD + "@data\n{-1 1}\n", "line 9: expected a place after -1 and before 4, got '-1'"),
+        ("-train.arff", HEAD + "@data\n{² 1}\n", "line 9: expected a place"),
+        ("-train.arff", HEAD + "@data\n{1}\n", "line 9: '' is not a known value of 'L1'"),
+        ("-train.arff", HEAD + "@data\n{0}\n", "line 9: expected a number, got ''"),
         ("-test.arff", HEAD.replace("f2", "f3") + "@data\n", r"yeast-test\.arff: its columns are not those of the tr"),
     ],
 )
@@ -839,7 +918,7 @@ def test_uci_text_tables(made):
             "audit-risk",
             "audit_risk.csv",
             "\na,b\n",
-            r"line 2: expected the header \['Sector_score', .*, got \['a', 'b'\]",
+            "line 2: expected 'Sector_score' at place 1 of the header, got 'a'",
         ),
     ],
 )
@@ -884,7 +963,8 @@ def test_uci_workbook(made):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (workbook(BEAN_HEAD[1:]), r"xlsx, sheet row 1: expected the header \['Area', .*, got \['Perimeter'"),
+        (workbook(BEAN_HEAD[1:]), "xlsx, sheet row 1: expected 'Area' at place 1 of the header, got 'Perimeter'"),
+        (workbook(BEAN_HEAD[:-1]), "xlsx, sheet row 1: expected 'Class' at place 17 of the header, got None"),
         (workbook(BEAN_HEAD, (1, None, *range(14), "SIRA")), "sheet row 2: expected the cell B, got C2"),
         (workbook(BEAN_HEAD, (1, "SIRA")), "sheet row 2: expected 17 fields, got 2"),
         (workbook(BEAN_HEAD, (*range(16), "99")), "sheet row 2: there is no shared text '99'"),

@@ -4,6 +4,7 @@ import contextlib
 import io
 import math
 import statistics
+import subprocess
 import sys
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lossbook.training import Runs, predict, run_seeds, seeded, train
+from lossbook.training import Runs, base_rate_bias, predict, run_seeds, seeded, train
 
 DATA = torch.randn(10, 3, generator=torch.Generator().manual_seed(0)), torch.arange(10.0).view(10, 1) / 10
 
@@ -133,16 +134,290 @@ Notebook.__module__ = "ipykernel.iostream"
 @pytest.mark.parametrize(("stream", "shown"), [(Terminal, True), (Notebook, True), (io.StringIO, False)])
 def test_progress_bar(monkeypatch, stream, shown):
     monkeypatch.setattr(sys, "stderr", stream())
-    train(net(), F.mse_loss, DATA, epochs=2, device="cpu", metric=lambda model: 0.25, desc="squares")
+    hooks = {"metric": lambda model: 0.25, "validation": lambda model: 0.125}
+    train(net(), F.mse_loss, DATA, epochs=2, device="cpu", desc="squares", **hooks)
     text = sys.stderr.getvalue()
-    assert [part in text for part in ("squares", "2/2", "loss=", "metric=0.250")] == [shown] * 4
+    assert [part in text for part in ("squares", "2/2", "loss=", "metric=0.250", "validation=0.125")] == [shown] * 5
     assert shown or text == ""
 
 
-def test_missing_tqdm_names_the_extra(monkeypatch):
+def test_without_tqdm_there_is_no_bar(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", Terminal())
     monkeypatch.setitem(sys.modules, "tqdm", None)
-    with pytest.raises(ModuleNotFoundError, match=r'package tqdm; install it with: pip install "lossbook\[notebook\]"'):
-        train(net(), F.mse_loss, DATA, epochs=1, device="cpu")
+    history = train(net(), F.mse_loss, DATA, epochs=2, device="cpu")
+    assert len(history.loss) == 2
+    assert sys.stderr.getvalue() == ""
+
+
+def test_torch_and_numpy_are_enough():
+    """In a fresh interpreter, with every package hidden that only an extra installs."""
+    hidden = ["tqdm", "sklearn", "scipy", "matplotlib", "pooch", "pandas", "IPython"]
+    code = f"""
+import sys
+sys.modules.update(dict.fromkeys({hidden}))
+import torch
+from lossbook import fit_scale, paired_difference
+from lossbook.training import train
+model = torch.nn.Linear(1, 1)
+train(model, torch.nn.functional.mse_loss, (torch.ones(4, 1), torch.ones(4, 1)), epochs=2, device="cpu")
+fit_scale(torch.tensor([3.0, 2.0, 1.0]), torch.tensor([True, True, False]))
+print(paired_difference([2.0, 3.0], [1.0, 2.5]).n)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("2\n", "")
+
+
+# ----------------------------------------------------------------------------------------------------- what is refused
+
+
+@pytest.mark.parametrize(("rows", "targets"), [(10, 9), (9, 10), (0, 0)])
+def test_rows_and_targets_are_equally_many(rows, targets):
+    model = net().train()
+    before = weights(model).clone()
+    text = rf"as many targets, got float32 tensor of shape \({rows}, 3\) and float32 tensor of shape \({targets}, 1\)"
+    with pytest.raises(ValueError, match=text):
+        train(model, F.mse_loss, (DATA[0][:rows], DATA[1][:targets]), epochs=1, device="meta")
+    assert weights(model).equal(before)
+    assert model.training
+    assert model[0].weight.device.type == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("loss_fn", "epochs", "error", "message"),
+    [
+        (F.mse_loss, None, TypeError, "epochs must say how many"),
+        (F.mse_loss, 1.5, TypeError, "epochs must be an integer, got float 1.5"),
+        (F.mse_loss, -1, ValueError, "epochs must be at least 0, got -1"),
+        ([(2, F.mse_loss), (1, F.l1_loss)], 4, ValueError, "must add up to epochs=4, got 3"),
+        ([(2.5, F.mse_loss)], None, TypeError, "epochs must be an integer, got float 2.5"),
+        ([(F.mse_loss, 2)], None, TypeError, r"list of pairs \(epochs, function\), got list"),
+        ([F.mse_loss], None, TypeError, r"list of pairs \(epochs, function\), got list"),
+        ([], 0, TypeError, r"list of pairs \(epochs, function\), got list"),
+        (None, 2, TypeError, r"list of pairs \(epochs, function\), got NoneType"),
+    ],
+)
+def test_what_is_no_loss(loss_fn, epochs, error, message):
+    with pytest.raises(error, match=message):
+        train(net(), loss_fn, DATA, epochs=epochs, device="cpu")
+
+
+# ------------------------------------------------------------------------------------------------ losses one by another
+
+
+def test_a_schedule_goes_on_with_the_optimizer_and_the_random_numbers():
+    """As one loss that changes after two epochs of three steps."""
+    steps = 0
+
+    def changing(scores, target):
+        nonlocal steps
+        steps += 1
+        return (F.mse_loss if steps <= 6 else F.l1_loss)(scores, target)
+
+    results = []
+    for loss_fn, epochs in (
+        (changing, 5),
+        ([(2, F.mse_loss), (3, F.l1_loss)], None),
+        ([[2, F.mse_loss], (3, F.l1_loss)], 5),
+    ):
+        model = net(0.5)
+        history = train(model, loss_fn, DATA, epochs=epochs, batch_size=4, lr=0.05, seed=2, device="cpu")
+        results.append((weights(model), history.loss))
+    for found, losses in results[1:]:
+        assert found.equal(results[0][0])
+        assert losses == results[0][1]
+    model = net(0.5)
+    for epochs, loss_fn in ((2, F.mse_loss), (3, F.l1_loss)):  # a second training starts anew
+        train(model, loss_fn, DATA, epochs=epochs, batch_size=4, lr=0.05, seed=2, device="cpu")
+    assert not weights(model).equal(results[0][0])
+
+
+# ------------------------------------------------------------------------------------------------------ best of epochs
+
+
+def normalised_net():
+    with seeded(5):
+        return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(0.5), nn.Linear(4, 1))
+
+
+@pytest.mark.parametrize(("values", "best"), [([1, 3, 2, 3], 1), ([1, 2, 3, 4], 3), ([math.nan, 0, -1, math.nan], 1)])
+def test_the_best_epoch_is_kept(values, best):
+    left, modes = iter(values), []
+
+    def validation(model):
+        modes.append(model.training)
+        return torch.tensor(float(next(left)))
+
+    model, early = normalised_net(), normalised_net()
+    options = {"batch_size": 5, "lr": 0.05, "seed": 1, "device": "cpu"}
+    history = train(model, F.mse_loss, DATA, epochs=4, validation=validation, **options)
+    assert history.validation == pytest.approx(values, nan_ok=True)
+    assert history.best_epoch == best
+    assert len(history.loss) == 4
+    assert modes == [False] * 4
+    train(early, F.mse_loss, DATA, epochs=best + 1, **options)
+    for name, value in early.state_dict().items():
+        assert torch.equal(model.state_dict()[name], value), name
+
+
+def test_without_a_number_no_epoch_is_the_best():
+    model, last = net(), net()
+    history = train(model, F.mse_loss, DATA, epochs=2, device="cpu", validation=lambda model: math.nan)
+    train(last, F.mse_loss, DATA, epochs=2, device="cpu")
+    assert history.best_epoch is None
+    assert weights(model).equal(weights(last))
+
+
+# ---------------------------------------------------------------------------------------------------- losses that break
+
+
+@pytest.mark.parametrize(("broken", "shown"), [(math.nan, "nan"), (math.inf, "inf"), (-math.inf, "-inf")])
+@pytest.mark.parametrize("restored", [True, False])
+def test_a_loss_that_is_not_finite_stops_training(broken, shown, restored):
+    steps, asked = 0, []
+
+    def breaking(scores, target):
+        nonlocal steps
+        steps += 1
+        return F.mse_loss(scores, target) * (broken if steps == 5 else 1)  # within the second epoch of three steps
+
+    model, early = net(), net()
+    options = {"batch_size": 4, "seed": 1, "device": "cpu"}
+    hooks = {"metric": lambda model: asked.append(model) or 0.5, "validation": (lambda m: 0.5) if restored else None}
+    with pytest.warns(RuntimeWarning, match=f"stopped early: the loss of epoch 1, counted from 0, is ({shown}|nan)"):
+        history = train(model, breaking, DATA, epochs=9, **hooks, **options)
+    train(early, F.mse_loss, DATA, epochs=1, **options)
+    assert len(history.loss) == 2
+    assert history.loss[0] == pytest.approx(F.mse_loss(net()(DATA[0]), DATA[1]).item(), rel=0.1)
+    assert not math.isfinite(history.loss[1])
+    assert history.metric == [0.5]
+    assert len(asked) == 1
+    assert history.best_epoch == (0 if restored else None)
+    assert weights(model).equal(weights(early)) is restored
+    assert not model.training
+
+
+# --------------------------------------------------------------------------------------------------- sparse rows
+
+
+def sparse(seed, rows=10, columns=3):
+    """A matrix with empty rows: in COO layout with entries of the same place, in CSR layout and dense."""
+    generator = torch.Generator().manual_seed(seed)
+    place = torch.stack([torch.randint(0, n, (9,), generator=generator) for n in (rows - 1, columns)])
+    place = torch.cat([place, place[:, :3]], 1)
+    coo = torch.sparse_coo_tensor(place, torch.rand(12, generator=generator), (rows, columns), check_invariants=True)
+    return {"coo": coo, "csr": coo.to_sparse_csr(), "dense": coo.to_dense()}
+
+
+@pytest.mark.parametrize("layout", ["coo", "csr"])
+def test_sparse_rows_train_and_predict_like_dense_ones(layout):
+    inputs, targets = sparse(0), sparse(1, columns=1)
+    trained = {}
+    for kind in (layout, "dense"):
+        model = net(0.5)
+        train(model, F.mse_loss, (inputs[kind], targets[kind]), epochs=3, batch_size=4, lr=0.1, device="cpu")
+        trained[kind] = weights(model)
+    assert trained[layout].equal(trained["dense"])
+    for batch_size in (3, 10, 99):
+        assert torch.equal(
+            predict(model, inputs[layout], batch_size=batch_size),
+            predict(model, inputs["dense"], batch_size=batch_size),
+        )
+
+
+def test_other_sparse_tensors_are_refused():
+    for tensor in (torch.eye(4).to_sparse_csc(), torch.ones(4, 2, 2).to_sparse(), torch.ones(4, 2).to_sparse(1)):
+        with pytest.raises(ValueError, match="a sparse tensor must be a matrix in COO or CSR layout, got sparse_"):
+            train(net(), F.mse_loss, (tensor, torch.ones(4, 1)), epochs=1, device="cpu")
+
+
+def test_rows_that_are_no_tensor_are_refused():
+    rows = [[1.0, 2.0, 3.0]]
+    for call in (lambda: predict(net(), rows), lambda: train(net(), F.mse_loss, (rows, DATA[1][:1]), epochs=1)):
+        with pytest.raises(TypeError, match=r"rows must be a tensor, got list; pass torch.as_tensor\(rows\)"):
+            call()
+
+
+# ------------------------------------------------------------------------------------------------------ base rates
+
+ONES = torch.tensor([[1, 0, 1], [1, 0, 0], [0, 0, 1], [1, 0, 1]])
+
+
+def log_odds(true, rows, extra):
+    return math.log((true + extra) / (rows - true + extra))
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int64, torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("extra", [1.0, 0.5, 1e-6])
+def test_the_bias_is_the_log_odds_of_each_label(dtype, extra):
+    bias = base_rate_bias(ONES.to(dtype), smoothing=extra)
+    assert bias.dtype == torch.float32
+    assert bias.tolist() == torch.tensor([log_odds(n, 4, extra) for n in (3, 0, 3)]).tolist()
+    assert base_rate_bias(ONES.to(dtype).view(2, 2, 3), smoothing=extra).equal(bias)
+
+
+def test_soft_and_ignored_labels():
+    soft = torch.tensor([[0.25, -100.0], [0.5, 1.0], [-100.0, -100.0]], requires_grad=True)
+    bias = base_rate_bias(soft, smoothing=0.25)
+    assert not bias.requires_grad
+    assert bias.tolist() == torch.tensor([math.log(1.0 / 1.5), math.log(1.25 / 0.25)]).tolist()
+    hard = torch.tensor([[1, -100, -100], [-100, 0, -100]])
+    assert base_rate_bias(hard).tolist() == torch.tensor([math.log(2), -math.log(2), 0.0]).tolist()
+    assert base_rate_bias(hard.masked_fill(hard == -100, 7), ignore_index=7).equal(base_rate_bias(hard))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.int64])
+@pytest.mark.parametrize("extra", [1.0, 0.25])
+def test_the_bias_of_classes_is_the_logarithm_of_their_shares(dtype, extra):
+    index = torch.tensor([0, 2, 2, 0, 0, 2, 3, 2])
+    wanted = torch.tensor([math.log((n + extra) / (8 + 4 * extra)) for n in (3, 0, 4, 1)])
+    bias = base_rate_bias(index.to(dtype), 4, smoothing=extra)
+    assert bias.tolist() == wanted.tolist()
+    assert bias.softmax(0).tolist() == pytest.approx([(n + extra) / (8 + 4 * extra) for n in (3, 0, 4, 1)])
+    assert base_rate_bias(index.to(dtype).view(4, 2), 4, smoothing=extra).equal(bias)
+    if dtype != torch.uint8:
+        ignoring = torch.cat([index, torch.tensor([-100, -100])]).to(dtype)
+        assert base_rate_bias(ignoring, 4, smoothing=extra).equal(bias)
+
+
+@pytest.mark.parametrize(
+    ("target", "options", "error", "message"),
+    [
+        ([[1, 0]], {}, TypeError, "target must be a dense tensor of labels or class indices, got list"),
+        (
+            ONES.float().to_sparse(),
+            {},
+            TypeError,
+            "target must be a dense tensor of labels or class indices, got sparse_coo",
+        ),
+        (ONES * 1j, {}, TypeError, "target must be a dense tensor of labels or class indices, got complex64"),
+        (ONES[0], {}, ValueError, r"labels must have the shape \(N, L\), class indices need num_classes, got int64"),
+        (ONES * 2, {}, ValueError, r"target must be labels in \[0, 1\], got 2"),
+        (ONES / 0, {}, ValueError, r"target must be labels in \[0, 1\], got inf"),
+        (ONES[:0], {}, ValueError, "target must have an entry that is not ignored"),
+        (ONES * 0 - 100, {}, ValueError, "target must have an entry that is not ignored"),
+        (ONES[0] * 0 - 100, {"num_classes": 2}, ValueError, "target must have an entry that is not ignored"),
+        (
+            ONES[0],
+            {"num_classes": 1},
+            ValueError,
+            r"target must be class indices in \[0, 1\) or ignore_index=-100, got 1",
+        ),
+        (
+            ONES[0].float(),
+            {"num_classes": 2},
+            TypeError,
+            "target must be class indices of an integer dtype, got float32",
+        ),
+        (ONES[0], {"num_classes": 0}, ValueError, "num_classes must be at least 1, got 0"),
+        (ONES, {"smoothing": -1}, ValueError, "smoothing must be a finite number >= 0, got -1"),
+        (ONES, {"smoothing": 0}, ValueError, "smoothing must be above 0: something in target is never or always true"),
+        (ONES[0], {"smoothing": 0, "num_classes": 3}, ValueError, "smoothing must be above 0"),
+        (ONES, {"ignore_index": None}, TypeError, "ignore_index must be an integer, got NoneType None"),
+    ],
+)
+def test_what_has_no_base_rates(target, options, error, message):
+    with pytest.raises(error, match=message):
+        base_rate_bias(target, **options)
 
 
 @pytest.mark.parametrize("training_mode", [True, False])

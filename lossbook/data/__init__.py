@@ -17,24 +17,6 @@ from torch import Tensor
 
 from lossbook._extras import require
 
-# The loaders of public data, all in `lossbook.data.public`. They are looked up on first use and never imported here:
-# the stamp of a chapter covers every module that its imports lead to, so an import here would make all chapters stale
-# whenever a loader changes, though no chapter runs one. Who wants types checked imports from that module.
-_PUBLIC = (
-    "banking77",
-    "bibtex",
-    "clinc150",
-    "delicious",
-    "fashion_mnist",
-    "goemotions",
-    "rt_polarity",
-    "sentiment_zh",
-    "uci",
-    "wikitext2",
-    "wnut17",
-    "yeast",
-)
-
 DIGIT_SIZE = 8  # pixels, the side of one of scikit-learn's digits
 Split = Literal["train", "validation", "test"]
 # Where scikit-learn's 1797 digits are cut. The file is ordered by writer, so blocks keep most writers apart.
@@ -236,13 +218,19 @@ def _is_prose(paragraph: str) -> bool:
     return len(words) >= 6 and plain >= 0.7 * len(words) and words[-1][-1] in ".:!?)"
 
 
+# The public names of `lossbook.data.public` are names of this package too. They are looked up on first use and neither
+# imported nor listed here: the stamp of a chapter covers every module that its imports lead to, so an import here would
+# make all chapters stale whenever a loader changes, and a list whenever one is added, though no chapter runs one. Who
+# wants types checked imports from that module.
 def __getattr__(name: str) -> Any:
-    """A loader of public data, imported when it is first asked for."""
-    if name in _PUBLIC:
-        return getattr(importlib.import_module("lossbook.data.public"), name)
+    """A loader of public data or what belongs to it, imported when it is first asked for."""
+    if not name.startswith("_"):
+        public = importlib.import_module("lossbook.data.public")
+        if name in public.__all__:
+            return getattr(public, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    """The names of this module and the loaders."""
-    return sorted({*globals(), *_PUBLIC})
+    """The names of this module and the public ones of ``lossbook.data.public``."""
+    return sorted({*globals(), *importlib.import_module("lossbook.data.public").__all__})

@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import zip_longest
 from typing import Any, Literal
 
 import numpy as np
@@ -26,9 +27,14 @@ class MalformedFileError(ValueError):
     """A file has a row that does not fit its format."""
 
 
+LONGEST = 300  # characters of what an error says about a place: a line of a file may have megabytes
+
+
 def malformed(file: str, place: int | str | None, problem: str) -> MalformedFileError:
     """The error for a place in a file: the number of a line, a place in words, or None for the whole."""
     where = f", line {place}" if isinstance(place, int) else f", {place}" if place else ""
+    if len(problem) > LONGEST:
+        problem = f"{problem[: LONGEST // 2]} ... {problem[-LONGEST // 2 :]}"
     return MalformedFileError(f"{file}{where}: {problem}")
 
 
@@ -290,7 +296,15 @@ def parse_conll(file: str, content: bytes, places: dict[str, int]) -> tuple[list
 
 # ---------------------------------------------------------------- ARFF
 
-ATTRIBUTE = re.compile(r"@attribute\s+(\S+)\s+(numeric|\{0,1\})", re.IGNORECASE)
+Nominal = dict[str, int]  # the place of each value of a nominal attribute
+Attributes = dict[str, Nominal | None]  # by name; None stands for a numeric attribute
+
+QUOTED = r"""(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")"""
+ATTRIBUTE = re.compile(rf"@attribute\s+({QUOTED}|[^\s'\"]\S*)\s+(.*)", re.IGNORECASE)
+BALANCED = re.compile(rf"""(?:{QUOTED}|[^'"])*+""")  # quotes in pairs
+FIELD = re.compile(rf"""((?:{QUOTED}|[^,'"])*+),""")
+NUMERIC = ("numeric", "real", "integer")
+ESCAPED = {"n": "\n", "r": "\r", "t": "\t"}
 
 
 def parse_label_names(file: str, content: bytes) -> set[str]:
@@ -308,60 +322,112 @@ def parse_label_names(file: str, content: bytes) -> set[str]:
     return names
 
 
-def parse_arff(file: str, content: bytes) -> tuple[list[str], list[bool], NDArray[np.float32]]:
-    """Names of the columns, whether each is 0/1, and values ``(rows, columns)`` of an ARFF file.
+def parse_arff(file: str, content: bytes, dtype: type[np.floating[Any]]) -> tuple[Attributes, NDArray[Any]]:
+    """The attributes of an ARFF file and its values ``(rows, attributes)``.
 
-    Columns are numeric or ``{0,1}``. A row gives all values, or in braces the places and values that are not 0.
+    A number is itself, infinite where ``dtype`` cannot hold it; a nominal value is its place among the values of its
+    attribute; ``?`` is NaN.
     """
     lines = numbered_lines(file, content)
-    names: list[str] = []
-    binary: list[bool] = []
+    attributes = arff_header(file, lines)
+    columns = list(attributes.items())
+    with np.errstate(over="ignore"):
+        rows = [
+            arff_row(file, number, text, columns, dtype)
+            for number, line in lines
+            if (text := line.strip()) and not text.startswith("%")
+        ]
+    return attributes, np.array(rows, dtype=dtype).reshape(len(rows), len(columns))
+
+
+def arff_header(file: str, lines: Iterator[tuple[int, str]]) -> Attributes:
+    """What the lines declare, up to ``@data`` and including it."""
+    attributes: Attributes = {}
     for number, line in lines:
-        keyword = line.split(maxsplit=1)[0].lower() if line.strip() else ""
+        text = line.strip()
+        keyword = text.split(maxsplit=1)[0].lower() if text else ""
         if keyword == "@attribute":
-            found = ATTRIBUTE.fullmatch(line.strip())
-            if not found or found[1] in names:
-                raise malformed(file, number, f"expected a new column, numeric or {{0,1}}, got {line!r}")
-            names.append(found[1])
-            binary.append(found[2].lower() != "numeric")
+            name, values = arff_attribute(file, number, text)
+            if name in attributes:
+                raise malformed(file, number, f"a second attribute {name!r}")
+            attributes[name] = values
         elif keyword == "@data":
-            break
+            if not attributes:
+                raise malformed(file, number, "no @attribute before @data")
+            return attributes
         elif keyword and keyword != "@relation" and not keyword.startswith("%"):
             raise malformed(file, number, f"expected @relation, @attribute or @data, got {line!r}")
-    else:
-        raise malformed(file, None, "no @data")
-    rows = [arff_row(file, number, line.strip(), binary) for number, line in lines if line.strip()]
-    return names, binary, np.array(rows, dtype=np.float32).reshape(len(rows), len(names))
+    raise malformed(file, None, "no @data")
 
 
-def arff_row(file: str, number: int, line: str, binary: list[bool]) -> NDArray[np.float32]:
-    """One row of an ARFF file, dense or sparse; ``binary`` says which columns take 0 and 1 only."""
-    if not line.startswith("{"):
-        fields = line.split(",")
-        if len(fields) != len(binary):
-            raise malformed(file, number, f"expected {len(binary)} values, got {len(fields)}")
-        return np.array(
-            [arff_value(file, number, *pair) for pair in zip(fields, binary, strict=True)], dtype=np.float32
-        )
-    if not line.endswith("}"):
+def arff_attribute(file: str, number: int, text: str) -> tuple[str, Nominal | None]:
+    """Name and values of one attribute; None for the values of a numeric one."""
+    found = ATTRIBUTE.fullmatch(text)
+    if not found:
+        raise malformed(file, number, f"expected @attribute, a name and a type, got {text!r}")
+    name, kind = arff_unquote(file, number, found[1]), found[2]
+    if kind.lower() in NUMERIC:
+        return name, None
+    if not (kind.startswith("{") and kind.endswith("}")):
+        raise malformed(file, number, f"expected the type numeric, real, integer or {{value,...}}, got {kind!r}")
+    values: Nominal = {}
+    for field in arff_fields(file, number, kind[1:-1]):
+        value = arff_unquote(file, number, field)
+        if not field or value in values:
+            raise malformed(file, number, f"expected a new value of {name!r}, got {field!r}")
+        values[value] = len(values)
+    return name, values
+
+
+def arff_row(
+    file: str, number: int, text: str, columns: list[tuple[str, Nominal | None]], dtype: type[np.floating[Any]]
+) -> NDArray[Any]:
+    """One row of an ARFF file: all values, or in braces the places and values that are not 0."""
+    if not text.startswith("{"):
+        fields = arff_fields(file, number, text)
+        if len(fields) != len(columns):
+            raise malformed(file, number, f"expected {len(columns)} values, got {len(fields)}")
+        values = [arff_value(file, number, field, *column) for field, column in zip(fields, columns, strict=True)]
+        return np.array(values, dtype=dtype)
+    if not text.endswith("}"):
         raise malformed(file, number, "no closing brace")
-    row = np.zeros(len(binary), dtype=np.float32)
+    row = np.zeros(len(columns), dtype=dtype)
     before = -1
-    for entry in line[1:-1].split(",") if line != "{}" else ():
-        column, _, value = entry.partition(" ")
-        if not column.isascii() or not column.isdigit() or not before < int(column) < len(binary):
-            raise malformed(file, number, f"expected a column after {before} and before {len(binary)}, got {column!r}")
-        before = int(column)
-        row[before] = arff_value(file, number, value, binary[before])
+    inside = text[1:-1].strip()
+    for entry in arff_fields(file, number, inside) if inside else ():
+        place, _, value = entry.partition(" ")
+        if not re.fullmatch("[0-9]{1,9}", place) or not before < int(place) < len(columns):
+            raise malformed(file, number, f"expected a place after {before} and before {len(columns)}, got {place!r}")
+        before = int(place)
+        row[before] = arff_value(file, number, value.strip(), *columns[before])
     return row
 
 
-def arff_value(file: str, number: int, field: str, binary: bool) -> float:
+def arff_value(file: str, number: int, field: str, name: str, values: Nominal | None) -> float:
     """One value of an ARFF file."""
-    value = parse_number(file, number, field)
-    if binary and value not in (0, 1):
-        raise malformed(file, number, f"expected 0 or 1, got {field!r}")
-    return value
+    if field == "?":
+        return math.nan
+    if values is None:
+        return parse_number(file, number, field)
+    return look_up(file, number, arff_unquote(file, number, field), values, f"value of {name!r}")
+
+
+def arff_fields(file: str, number: int, text: str) -> list[str]:
+    """What stands between the commas, without the spaces around it; a comma in quotes does not count."""
+    if "'" not in text and '"' not in text:
+        return [field.strip() for field in text.split(",")]
+    if not BALANCED.fullmatch(text):
+        raise malformed(file, number, f"quotes do not match in {text!r}")
+    return [field.strip() for field in FIELD.findall(f"{text},")]
+
+
+def arff_unquote(file: str, number: int, field: str) -> str:
+    """A name or a value without its quotes; inside them a backslash stands before a quote or another backslash."""
+    if not field.startswith(("'", '"')):
+        return field
+    if not re.fullmatch(QUOTED, field):
+        raise malformed(file, number, f"quotes do not match in {field!r}")
+    return re.sub(r"\\(.)", lambda found: ESCAPED.get(found[1], found[1]), field[1:-1])
 
 
 NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
@@ -406,6 +472,13 @@ class TableFormat:
         return tuple(dict.fromkeys(self.classes.values()))
 
 
+def check_header(file: str, line: int | str, expected: tuple[str, ...], found: list[str]) -> None:
+    """An error for the first name of the header that is another one; a header is too long to be shown whole."""
+    for place, (name, other) in enumerate(zip_longest(expected, found), 1):
+        if name != other:
+            raise malformed(file, line, f"expected {name!r} at place {place} of the header, got {other!r}")
+
+
 def table_rows(file: str, content: bytes, form: TableFormat) -> Iterator[tuple[int | str, list[str]]]:
     """The rows of a text table with their line numbers. Empty lines do not count, the header must be there."""
     expected = form.header
@@ -414,8 +487,7 @@ def table_rows(file: str, content: bytes, form: TableFormat) -> Iterator[tuple[i
             continue
         fields = [field.strip() for field in line.split(form.separator)]
         if expected is not None:
-            if tuple(fields) != expected:
-                raise malformed(file, number, f"expected the header {list(expected)}, got {fields}")
+            check_header(file, number, expected, fields)
             expected = None
             continue
         yield number, fields
@@ -454,8 +526,7 @@ def xlsx_rows(file: str, content: bytes, form: TableFormat) -> Iterator[tuple[in
                 value = shared[int(value)]
             fields.append(value.strip())
         if expected is not None:
-            if tuple(fields) != expected:
-                raise malformed(file, place, f"expected the header {list(expected)}, got {fields}")
+            check_header(file, place, expected, fields)
             expected = None
             continue
         yield place, fields
