@@ -117,7 +117,7 @@ def test_goals_have_names_that_tasks_end_with(kind):
 def test_rare_texts_are_as_rare_as_the_task_says():
     for name, share in (("rt-polarity 1:20", 1 / 21), ("rt-polarity 1:100", 1 / 101)):
         with seeded(1):
-            form, parts = experiment.load(job(name, "BCE, bias 0"))
+            _, parts = experiment.load(job(name, "BCE, bias 0"))
         shares = [part.float().mean().item() for _, part in parts]
         assert shares == pytest.approx([share] * 3, rel=0.1)
         sizes = [len(part) for _, part in parts]

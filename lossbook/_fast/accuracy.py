@@ -7,13 +7,14 @@ is of shape (C, ..., nodes).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from lossbook._fast._function import Formula, Kept, fused
+from lossbook._fast._threads import each, slices
 from lossbook._torch import readable
 
 # A row is sure if the chances of its rivals, each alone against the target, sum to less than this.
@@ -23,8 +24,8 @@ _FAR = -12.0
 # Newton steps to the mode where nobody may look whether it is reached; 300 000 classes took 11.
 _STEPS = 12
 # So many (class, row, node) triples are worked on at once: an eighth of all, but no less than keeps a core busy between
-# two operators (fewer than torch would split among threads) and no more than lies in cache.
-_PIECE = {"cpu": (2**15 - 1, 2**16)}
+# two operators and no more than lies in cache.
+_PIECE = {"cpu": (2**15, 2**16)}
 _DEVICE_PIECE = (2**20, 2**24)
 _TINY = 1e-37  # keeps a quotient of two zeros at zero in float32
 _LOG2_E = math.log2(math.e)
@@ -262,26 +263,28 @@ def _sweep(
     classes = s.shape[-1]
     s, t, counted = s.reshape(-1, classes), t.reshape(-1), counted.reshape(-1)
     flat, by_class = loss.view(-1), slope.view(-1, classes)
-    coefficients, work = _tail(s), list[Tensor]()
-    for outer in _pieces(len(s), classes, s.device):
-        d_all = margins(s[outer], t[outer], counted[outer], sigma).contiguous()
-        z_all, log_w_all, sure_all = place(d_all, nodes)
-        lost_all = d_all.amin(0) <= bound
+    coefficients = _tail(s)
+
+    def work(rows: slice, room: list[Tensor]) -> None:
+        d_all = margins(s[rows], t[rows], counted[rows], sigma).contiguous()
+        places = (*place(d_all, nodes), d_all.amin(0) <= bound)
         for i in _pieces(d_all.shape[1], classes * nodes, s.device):
-            d, z, log_w, sure, lost = d_all[:, i], z_all[i], log_w_all[i], sure_all[i], lost_all[i]
+            d, (z, log_w, sure, lost) = d_all[:, i], (x[i] for x in places)
             shape = (*d.shape, nodes)
-            if not work or work[0].numel() < math.prod(shape):
-                work = [s.new_empty(math.prod(shape)) for _ in range(5)]
-            room = [w[: math.prod(shape)].view(shape) for w in work]
-            log_phi, h = _log_ndtr(torch.add(d.unsqueeze(-1), z, out=room[4]), coefficients, room)
+            if not room or room[0].numel() < math.prod(shape):
+                room[:] = (s.new_empty(math.prod(shape)) for _ in range(5))
+            parts = [x[: math.prod(shape)].view(shape) for x in room]
+            log_phi, h = _log_ndtr(torch.add(d.unsqueeze(-1), z, out=parts[4]), coefficients, parts)
             value, weight = _loss(log_phi.sum(0), log_w, sure, lost, log)
-            here = slice(outer.start + i.start, outer.start + i.stop)
+            here = slice(rows.start + i.start, rows.start + i.stop)
             flat[here] = value
-            if not sloped:
-                continue
-            # -dL/d d_i = sum of weight h(z + d_i)
-            g = h.mul_(weight).sum(-1).div_(sigma)
-            by_class[here] = g.mT.scatter_(1, t[here].unsqueeze(1), -g.sum(0).unsqueeze(1))
+            if sloped:
+                # -dL/d d_i = sum of weight h(z + d_i)
+                g = h.mul_(weight).sum(-1).div_(sigma)
+                by_class[here] = g.mT.scatter_(1, t[here].unsqueeze(1), -g.sum(0).unsqueeze(1))
+
+    threads = torch.get_num_threads() if s.numel() * nodes > 2**16 else 1
+    each(s.device, _pieces(len(s), classes, s.device, threads), list[Tensor], work)
     return loss, (slope,)
 
 
@@ -308,13 +311,11 @@ def _slope(g: Tensor, kept: Kept, spare: bool) -> Tensor:
     return torch.mul(slope, g.unsqueeze(-1), out=slope if spare else None)
 
 
-def _pieces(total: int, each: int, device: torch.device) -> Iterator[slice]:
+def _pieces(total: int, each: int, device: torch.device, threads: int = 1) -> list[slice]:
     """Slices of ``total`` rows of about one size, none with more numbers than a piece where a row takes ``each``."""
     low, high = _PIECE.get(device.type, _DEVICE_PIECE)
     most = max(1, min(max(total * each // 8, low), high) // each)
-    size = math.ceil(total / math.ceil(total / most)) if total else 1
-    for start in range(0, total, size):
-        yield slice(start, min(start + size, total))
+    return slices(total, math.ceil(total / max(math.ceil(total / most), min(threads, total)))) if total else []
 
 
 # ------------------------------------------------------------------------------------------------------- soft accuracy

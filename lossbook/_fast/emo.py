@@ -18,11 +18,12 @@ from torch.utils.checkpoint import checkpoint
 from lossbook._checks import HALF
 from lossbook._common import FAR
 from lossbook._fast._function import Formula, Kept, fused
+from lossbook._fast._threads import each, slices
 from lossbook._torch import batched, compiling, full_precision, last_backward, plain, readable, transformed
 
 # numbers worked on at once: a block that stays in the cache, room beside one chunk's scores, and the scores of a linear
 # layer that are held whatever the size of a chunk
-BLOCK, ROOM, SMALL = 2**15 - 1, 2**22, 3 * 2**19
+BLOCK, ROOM, SMALL = 2**15, 2**22, 3 * 2**19
 # classes of a linear layer that are multiplied at once
 TILE = 1024
 # rows of a linear layer whose scores are held in float32
@@ -54,11 +55,12 @@ def value(
         costs = costs or Costs(embedding, s.dtype, len(s))
         g, loss = costs.begin(t), s.new_empty(shape[:-1])
         size = max(BLOCK // classes if s.device.type == "cpu" else len(s), 1)
-        room = s.new_empty(min(size, len(s)), classes)
-        for i in range(0, len(s), size):
-            rows = slice(i, i + size)
+
+        def work(rows: slice, room: Tensor) -> None:
             c, at = costs.end(g[rows], t[rows]), t[rows, None]
             loss.view(-1)[rows] = _block(s[rows], at, c, room[: len(c)], with_ce).squeeze(-1)
+
+        each(s.device, slices(len(s), size), lambda: s.new_empty(min(size, len(s)), classes), work)
     if not (readable(counted) and bool(counted.all())):
         loss.masked_fill_(~counted, 0)
         g.masked_fill_(~counted.reshape(-1, 1), 0)

@@ -6,22 +6,20 @@ The slopes are kept and the backward pass multiplies them by what comes from abo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from lossbook._common import FAR
 from lossbook._fast._function import Formula, Kept, Value, fused
+from lossbook._fast._threads import each, numbers, slices
 from lossbook._fast.softmax import softmax_rows, softmax_terms
 
 Steps = Callable[..., None]
 
 # e^z must not overflow: from here on log(1 + e^z) = z
 HIGH = 80.0
-# So many elements at once stay in a core's cache. Fewer than torch splits among threads: beside busy processes its
-# threads would wait for each other after every operator.
-PIECE = 2**15 - 1
 
 
 def elementwise(formula: Formula, steps: Steps, s: Tensor, t: Tensor, count: float | Tensor | None) -> Tensor:
@@ -32,18 +30,14 @@ def elementwise(formula: Formula, steps: Steps, s: Tensor, t: Tensor, count: flo
         return loss if count is None else loss.sum() / count
 
     def value(s: Tensor, t: Tensor) -> tuple[Tensor, Kept]:
-        if 0 < s.numel() <= PIECE:
+        if 0 < s.numel() <= numbers(s.device):
             loss, slope, *buffers = (torch.empty_like(s) for _ in range(5))
             steps(s, t.to(s.dtype), loss, slope, *buffers)
             return loss if count is None else loss.sum() / count, (slope,)
         kept = s.new_empty(s.shape) if wanted else None
         losses = s.new_empty(s.shape) if count is None else None
-        total = s.new_zeros(())
-        for s_part, t_part, loss, slope, *buffers in _pieces(s, t, losses, kept):
-            steps(s_part, t_part.to(s.dtype), loss, slope, *buffers)
-            if losses is None:
-                total += loss.sum()
-        return total / count if losses is None else losses, (kept,)  # type: ignore[operator]
+        sums = _in_pieces(steps, s, t, losses, kept)
+        return sums.sum() / count if losses is None else losses, (kept,)  # type: ignore[operator]
 
     def slope(g: Tensor, kept: Kept, spare: bool) -> Tensor:
         (slopes,) = kept
@@ -53,17 +47,27 @@ def elementwise(formula: Formula, steps: Steps, s: Tensor, t: Tensor, count: flo
     return fused(whole, value, slope, s, t)
 
 
-def _pieces(s: Tensor, t: Tensor, loss: Tensor | None, slope: Tensor | None) -> Iterator[list[Tensor]]:
-    """Scores, labels, losses, slopes and three buffers, whole rows of the last dimension at a time."""
+def _in_pieces(steps: Steps, s: Tensor, t: Tensor, loss: Tensor | None, slope: Tensor | None) -> Tensor:
+    """The sum of the losses of each piece, some rows of the last dimension; losses and slopes where there is room."""
     shape = (-1, s.shape[-1]) if s.dim() > 1 and s.numel() else (-1,)
     given = [None if x is None else x.reshape(shape) for x in (s, t, loss, slope)]
     rows, width = s.numel() // shape[-1] if len(shape) > 1 else s.numel(), shape[1:]
-    size = max(PIECE * rows // max(s.numel(), 1), 1)
-    buffers = s.new_empty((3 + given.count(None), min(size, rows), *width)).unbind(0)
-    for start in range(0, rows, size):
-        n = min(size, rows - start)
-        rest = (x.narrow(0, 0, n) for x in buffers)
-        yield [next(rest) if x is None else x.narrow(0, start, n) for x in given] + [*rest]
+    size = max(numbers(s.device) * rows // max(s.numel(), 1), 1)
+    parts = slices(rows, size)
+    sums = s.new_zeros(len(parts))
+
+    def begin() -> tuple[Tensor, ...]:
+        return s.new_empty((3 + given.count(None), min(size, rows), *width)).unbind(0)
+
+    def work(piece: tuple[int, slice], room: tuple[Tensor, ...]) -> None:
+        i, part = piece
+        rest = (x.narrow(0, 0, part.stop - part.start) for x in room)
+        s, t, loss, slope = (next(rest) if x is None else x[part] for x in given)
+        steps(s, t.to(s.dtype), loss, slope, *rest)
+        sums[i] = loss.sum()
+
+    each(s.device, enumerate(parts), begin, work)
+    return sums
 
 
 def power(x: Tensor, exponent: float, out: Tensor) -> Tensor:
@@ -299,14 +303,15 @@ def _by_rows(value: Value) -> Value:
     """``value``, the losses and the gradient of rows, of a few rows at a time."""
 
     def pieces(s: Tensor, t: Tensor) -> tuple[Tensor, Kept]:
-        if s.numel() <= PIECE:
+        if s.numel() <= numbers(s.device):
             return value(s, t)
         rows, targets = s.reshape(-1, s.shape[-1]), t.reshape(-1, s.shape[-1])
         loss, grad = s.new_empty(s.shape[:-1]), torch.empty_like(rows)
-        size = max(PIECE // s.shape[-1], 1)
-        for start in range(0, len(rows), size):
-            part = slice(start, start + size)
+
+        def work(part: slice, room: None) -> None:
             loss.view(-1)[part], (grad[part],) = value(rows[part], targets[part])
+
+        each(s.device, slices(len(rows), max(numbers(s.device) // s.shape[-1], 1)), lambda: None, work)
         return loss, (grad.view(s.shape),)
 
     return pieces

@@ -14,10 +14,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from lossbook._fast._threads import each, numbers, slices
 from lossbook._torch import last_backward, plain, readable
-
-# so many labels at a time stay in the cache
-PIECE = 2**15 - 1
 
 
 def two_predictions(formula: Callable[[Tensor, Tensor], Tensor], s: Tensor, r: Tensor, k: float) -> Tensor:
@@ -36,15 +34,17 @@ def two_predictions(formula: Callable[[Tensor, Tensor], Tensor], s: Tensor, r: T
 def _parts(s: Tensor, r: Tensor, k: float) -> tuple[Tensor, Tensor, Tensor]:
     """The loss of each row; by s and by -r its gradients over k."""
     loss, by_s, by_r = s.new_empty(s.shape[:-1]), s.new_empty(s.shape), s.new_empty(s.shape)
-    if s.numel() <= PIECE:
+    if s.numel() <= numbers(s.device):
         _piece(k, [torch.empty_like(by_s) for _ in range(3)], s, r, loss, by_s, by_r)
         return loss, by_s, by_r
     C = s.shape[-1]
-    size = max(PIECE // C, 1)
-    spare = s.new_empty(3, size, C)
+    size = max(numbers(s.device) // C, 1)
     whole = (s.reshape(-1, C), r.reshape(-1, C), loss.view(-1), by_s.view(-1, C), by_r.view(-1, C))
-    for rows in zip(*(x.split(size) for x in whole)):  # type: ignore[no-untyped-call]  # noqa: B905 - for torch 2.6
-        _piece(k, list(spare[:, : len(rows[0])]), *rows)
+
+    def work(part: slice, room: Tensor) -> None:
+        _piece(k, list(room[:, : part.stop - part.start]), *(x[part] for x in whole))
+
+    each(s.device, slices(len(whole[0]), size), lambda: s.new_empty(3, size, C), work)
     return loss, by_s, by_r
 
 

@@ -1,0 +1,64 @@
+"""Pieces of work on as many threads as torch has: each piece on one core, and the threads meet once, at the end.
+
+torch splits every operator among its threads and waits for the slowest. With small pieces it waits often, and beside
+busy processes each wait takes as long as the system lets another process run.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from threading import Barrier
+from typing import Any
+
+import torch
+
+
+def each(
+    device: torch.device, pieces: Iterable[Any], begin: Callable[[], Any], work: Callable[[Any, Any], None]
+) -> None:
+    """``work(piece, room)`` for every piece; ``begin()`` makes the room that a thread works in."""
+    waiting = list(pieces)
+    threads = torch.get_num_threads() if device.type == "cpu" else 1
+    queue = iter(waiting)  # its next piece goes to one thread only
+
+    def run() -> None:
+        with torch.no_grad():
+            room = begin()
+            for piece in queue:
+                work(piece, room)
+
+    if min(threads, len(waiting)) < 2:
+        return run()
+    pool = _pool(threads, os.getpid())
+    for done in [pool.submit(run) for _ in range(min(threads, len(waiting)))]:
+        done.result()
+
+
+def numbers(device: torch.device) -> int:
+    """How many numbers to work on at once: on a CPU what stays in a core's cache."""
+    return 2**15 if device.type == "cpu" else 2**24
+
+
+def slices(rows: int, size: int) -> list[slice]:
+    """``rows`` rows, ``size`` of them at a time."""
+    return [slice(start, min(start + size, rows)) for start in range(0, rows, size)]
+
+
+@cache
+def _pool(threads: int, process: int) -> ThreadPoolExecutor:
+    """Threads whose operators run on one core; a forked process needs its own."""
+    pool, ready = ThreadPoolExecutor(threads, "lossbook"), Barrier(threads + 1)
+
+    def start() -> None:
+        torch.get_num_threads()  # a thread's first question sets its number to the program's
+        torch.set_num_threads(1)
+        ready.wait()
+
+    for _ in range(threads):
+        pool.submit(start)
+    ready.wait()
+    torch.set_num_threads(threads)  # torch gives threads that come later the last number that any thread has set
+    return pool
