@@ -497,7 +497,7 @@ def tasks(scale: str) -> list[Task]:
 
 
 EXPERIMENT = Experiment(
-    "advice",
+    "breadth",
     "the advice of the page Which loss should I use, on data sets of several kinds",
     tasks,
     run,
