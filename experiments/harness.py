@@ -480,6 +480,10 @@ def main(experiment: Experiment, argv: Sequence[str] | None = None) -> int:
             if environment not in environments:
                 environments.append(environment)
             run["environment"] = environments.index(environment)
+            if not run["final"]:  # what chose the settings
+                judged = {task["name"]: task["score"] for task in results["tasks"]}[run["task"]]
+                run["metrics"] = {judged: run["metrics"][judged]}
+            run["metrics"] = {name: brief(value) for name, value in run["metrics"].items()}
         record = {
             "slug": experiment.slug,
             "what": experiment.what,
@@ -500,6 +504,11 @@ def main(experiment: Experiment, argv: Sequence[str] | None = None) -> int:
         print(f"The record is in {path}")
     crew.leave()
     return 0
+
+
+def brief(value: float | None) -> float | None:
+    """Nine digits: no reader needs more, and the record stays small."""
+    return None if value is None else float(f"{value:.9g}")
 
 
 def text_of(record: Mapping[str, Any]) -> str:
