@@ -1,8 +1,8 @@
 """The advice of the page "Which loss should I use?" as predictions, and what the records say of each.
 
 A prediction of ``data/advice.toml`` says that some methods are ahead of others in a metric, or level with them, on all
-tasks of a kind. A verdict is one for each task: the best method of either side, each with the settings that validation data
-chose, is compared seed by seed. ``python -m experiments.advice`` prints all verdicts.
+tasks of a kind. There is a verdict for each task: the best method of either side, each with the settings that
+validation data chose, is compared seed by seed. ``python -m experiments.advice`` prints all verdicts.
 """
 
 from __future__ import annotations

@@ -213,23 +213,31 @@ CHOOSING = (ROOT / "chapters" / "choosing.md").read_text(encoding="utf-8")
 LINES = sorted(set(re.findall(r"`([^`]*\w\([^`]*\))`", CHOOSING)))
 
 
-def bench():
-    """What the lines of code of the page speak of, with the imports that it shows."""
+def bench(kind="float"):
+    """What the lines of code of the page speak of, with the imports that it shows; labels of a kind."""
     space: dict = {}
     exec("\n".join(PYTHON.findall(CHOOSING)), space)
     torch, rows, n, size = space["torch"], 4, 6, 3
     index = torch.tensor([[0, 3], [1, -100], [2, 5], [4, -100]])
     t = torch.zeros(rows, n + 1).scatter(1, index % (n + 1), 1)[:, :n]
-    space |= {"s": torch.randn(rows, n), "r": torch.randn(rows, n), "t": t, "index": index, "x": torch.randn(rows, 2)}
+    t = t.to(getattr(torch, kind))
+    space |= {
+        "s": torch.randn(rows, n) + 2 * t.float(),
+        "r": torch.randn(rows, n),
+        "t": t,
+        "index": index,
+        "x": torch.randn(rows, 2),
+    }
     space |= {"y": torch.arange(rows), "e": torch.randn(rows, size), "h": torch.randn(rows, size), "size": size}
     space |= {"weight": torch.randn(n, size), "vectors": torch.randn(n, size), "groups": n, "w": torch.tensor(3.0)}
     exec("classifier = CosineClassifier(size, groups)", space)
     return space
 
 
+@pytest.mark.parametrize("kind", ["bool", "int64", "float32"])
 @pytest.mark.parametrize("line", LINES)
-def test_the_lines_of_the_choosing_page_run(line):
-    space = bench()
+def test_the_lines_of_the_choosing_page_run(line, kind):
+    space = bench(kind)
     before = set(space)
     exec(f"result = {line}" if "=" not in line.split("(")[0] else line, space)
     made = [space[name] for name in ("result", *(set(space) - before)) if name in space]
@@ -238,7 +246,7 @@ def test_the_lines_of_the_choosing_page_run(line):
 
 def test_the_choosing_page_uses_every_import_and_links_every_chapter():
     (imports,) = PYTHON.findall(CHOOSING)
-    table = CHOOSING[CHOOSING.rindex("```") :]
+    table = CHOOSING[CHOOSING.index(imports) + len(imports) :]
     for name in re.findall(r"\b[a-z]\w*_\w+|CosineClassifier|mixup\b", re.sub(r"from \S+ import", "", imports)):
         assert name in table or name in ("torch",), name
     for chapter in all_chapters():

@@ -20,7 +20,7 @@ import nbformat
 import yaml
 from pybtex.database import parse_string
 
-from tools.chapters import ROOT, SETUP_TAG, Chapter, all_chapters, all_notebooks, config, digest, read
+from tools.chapters import ROOT, SETUP_TAG, Chapter, all_notebooks, config, digest, read
 from tools.provenance import record_sentence
 
 ADMONITIONS = {"admonition", "caution", "danger", "hint", "important", "note", "seealso", "tip", "warning"}
@@ -118,7 +118,7 @@ def execution_facts(chapter: Chapter) -> dict[str, str]:
 def records_told(chapter: Chapter) -> dict[str, str]:
     """The names of the records that a page speaks of, each with the slug of its experiment."""
     facts = {match["name"] for match in FACT.finditer(read(chapter.source_path))}
-    slugs = {c.slug for c in all_chapters(chapter.root) if (c.root / "experiments" / f"{c.slug}.py").exists()}
+    slugs = {path.stem for path in (chapter.root / "experiments").glob("*.py")}
     named = {"record": chapter.slug, **{f"record_{slug}": slug for slug in slugs}}
     return {fact: slug for fact, slug in named.items() if fact in facts and slug in slugs}
 
