@@ -8,6 +8,7 @@ validation data chose, is compared seed by seed. ``python -m experiments.advice`
 from __future__ import annotations
 
 import math
+import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from lossbook.data import book_file
 from lossbook.records import Estimate, Record
 
 SMALL = 0.01
-"""A clear difference below one point counts as level."""
+"""Sides are level where the difference is surely below one point."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,9 @@ class Verdict:
         """``holds``, ``fails`` or ``open``."""
         if self.expects == "ahead":
             return {1: "holds", -1: "fails", 0: "open"}[self.sign]
-        return "fails" if self.sign and abs(self.difference.mean) > SMALL else "holds"
+        if max(-self.difference.low, self.difference.high) < SMALL:
+            return "holds"
+        return "fails" if self.sign and abs(self.difference.mean) > SMALL else "open"
 
 
 @dataclass(frozen=True)
@@ -59,13 +62,15 @@ class Prediction:
         name: How the page refers to it.
         text: The statement.
         expects: ``ahead`` or ``level``.
-        places: Where to look: record, kind and end of the names of the tasks, metric, both sides' methods.
+        places: Where to look: record, kind and goal of the tasks or their names, metric, both sides' methods.
+        drawn_after: Whether the data sets it speaks of were sorted after they had been seen.
     """
 
     name: str
     text: str
     expects: str
-    places: tuple[Mapping[str, Any], ...]
+    places: Sequence[Mapping[str, Any]]
+    drawn_after: bool = False
 
     def verdicts(self) -> list[Verdict]:
         """One for each task that has the methods, in the order of the records."""
@@ -78,16 +83,16 @@ class Prediction:
 
     @property
     def stands(self) -> bool:
-        """Whether it holds somewhere, and more often than it fails."""
+        """Whether it is not refuted: ``ahead`` holds more often than it fails, ``level`` seldom fails."""
         counts = self.counts()
-        return counts["holds"] > counts["fails"]
+        return counts["fails"] < counts["holds"] + (counts["open"] if self.expects == "level" else 0)
 
     def brief(self) -> str:
         """Counts, data sets and the size of the difference, for a cell of the page's table."""
         verdicts = self.verdicts()
         counts = self.counts()
         points = [100 * verdict.difference.mean for verdict in verdicts]
-        sets = sorted({name.removeprefix("mulan-") for verdict in verdicts for name in verdict.data})
+        sets = sorted({re.sub("^(mulan|uci)-", "", name) for verdict in verdicts for name in verdict.data})
         seen = ", ".join(sets) if len(sets) > 2 else f"on {' and '.join(sets)} only"
         return (
             f"{counts['holds']} hold, {counts['open']} open, {counts['fails']} fail; "
@@ -130,7 +135,7 @@ def predictions() -> tuple[Prediction, ...]:
         True
     """
     rows = tomllib.loads(book_file("advice.toml").read_text(encoding="utf-8"))["prediction"]
-    return tuple(Prediction(row["name"], row["text"], row["expects"], tuple(row["on"])) for row in rows)
+    return tuple(Prediction(**row) for row in rows)
 
 
 def prediction(name: str) -> Prediction:
@@ -144,17 +149,22 @@ def prediction(name: str) -> Prediction:
 def leave_one_out() -> dict[str, int]:
     """How often advice that is formed on all data sets but one foretells that one.
 
-    For each statement and each data set, the others vote: ahead, behind or level, whatever the page says. The data set
-    left out votes too. ``same``: the same way; ``opposite``: one ahead, one behind; ``open``: one of them level.
-    Statements seen on fewer than three data sets are left out.
+    For each statement and each data set, the others vote: ahead, behind or level, whatever the page says. Statements
+    seen on fewer than three data sets are left out, and those whose data sets were sorted after they had been seen.
+
+    Returns:
+        Where the data set left out shows a clear difference, how often the others foretold its direction (``right``),
+        said level (``silent``) or foretold the other direction (``wrong``). Where it shows none, how often they said
+        level (``level``) or foretold a difference (``alarm``).
     """
-    found = {"same": 0, "open": 0, "opposite": 0}
+    found = dict.fromkeys(("right", "silent", "wrong", "level", "alarm"), 0)
     for each in predictions():
-        votes = _votes(each.verdicts())
+        votes = {} if each.drawn_after else _votes(each.verdicts())
         for name, vote in votes.items() if len(votes) > 2 else ():
             others = sum(other for key, other in votes.items() if key != name)
             foretold = (others > 0) - (others < 0)
-            found["same" if foretold == vote else "opposite" if foretold == -vote else "open"] += 1
+            told = {vote: "right", 0: "silent", -vote: "wrong"} if vote else {0: "level"}
+            found[told.get(foretold, "alarm")] += 1
     return found
 
 

@@ -59,11 +59,15 @@ def test_each_task_says_holds_fails_or_open(made):
     assert first.data == ("enron",)
 
 
-def test_level_fails_where_a_clear_difference_exceeds_a_point(made):
-    each = made({**GAINS, "bibtex": [0.005, 0.006, 0.0055]}, expects="level")
-    assert [verdict.says for verdict in each.verdicts()] == ["fails", "fails", "holds", "holds"]
-    assert [verdict.sign for verdict in each.verdicts()] == [1, -1, 0, 1]
-    assert not each.stands
+def test_level_means_surely_below_a_point(made):
+    more = {"bibtex": [0.005, 0.006, 0.0055], "wide": [-0.02, 0.0, 0.02]}
+    each = made({**GAINS, **more}, expects="level")
+    assert [verdict.says for verdict in each.verdicts()] == ["fails", "fails", "holds", "holds", "open"]
+    assert [verdict.sign for verdict in each.verdicts()] == [1, -1, 0, 1, 0]
+    assert each.stands  # two of five fail
+    assert not made({name: GAINS[name] for name in ("enron", "scene", "yeast")}, expects="level").stands
+    assert made({"wide": more["wide"]}, expects="level").stands  # not refuted
+    assert not made({"wide": more["wide"]}).stands  # never ahead
 
 
 def test_validation_chooses_between_the_methods_of_a_side(made):
@@ -87,20 +91,24 @@ def test_the_brief_names_counts_size_and_data(made):
     assert made(two).brief().endswith("; on enron and scene only")
 
 
+def told(**more):
+    return {**dict.fromkeys(("right", "silent", "wrong", "level", "alarm"), 0), **more}
+
+
 def test_leaving_one_out(made):
     ahead = [0.02, 0.03, 0.025]
     made({"a": ahead, "b": ahead, "c": ahead, "d": GAINS["yeast"]})
-    assert leave_one_out() == {"same": 3, "open": 1, "opposite": 0}
+    assert leave_one_out() == told(right=3, alarm=1)
     made({"a": ahead, "b": ahead, "c": GAINS["scene"]})
     # the others of a, and of b, are one ahead and one behind: level; those of c say ahead
-    assert leave_one_out() == {"same": 0, "open": 2, "opposite": 1}
+    assert leave_one_out() == told(silent=2, wrong=1)
     made({"a": ahead, "b": ahead})  # too few
-    assert leave_one_out() == {"same": 0, "open": 0, "opposite": 0}
+    assert leave_one_out() == told()
 
 
 def test_tasks_of_one_data_set_vote_together(made):
     made({"a 1": [0.02, 0.03, 0.025], "a 2": [0.02, 0.03, 0.025], "b": GAINS["yeast"], "c": GAINS["yeast"]})
-    assert leave_one_out() == {"same": 0, "open": 3, "opposite": 0}
+    assert leave_one_out() == told(silent=1, alarm=2)
 
 
 def test_the_command_fails_where_a_statement_does_not_stand(made, capsys):
