@@ -42,8 +42,9 @@ unit: $(PEERS) ## unit tests and the examples in docstrings, on all cores
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --cov=lossbook --cov-report=term-missing:skip-covered \
 	  --ignore=tests/test_book.py tests lossbook README.md
 
+# Without progress bars: nbval reads the messages of a cell when it has ended, and the queue holds a few thousand.
 notebooks: $(READY) ## run the chapters again and compare their outputs with the stored ones
-	$(BIN)/python -m pytest -q --nbval --nbval-current-env --nbval-cell-timeout=600 -p no:cacheprovider chapters
+	TQDM_DISABLE=1 $(BIN)/python -m pytest -q --nbval --nbval-current-env --nbval-cell-timeout=600 -p no:cacheprovider chapters
 
 pages: $(READY) ## build the book from nothing with warnings as errors and read it in a browser
 	$(BIN)/python -m pytest -q tests/test_book.py

@@ -7,6 +7,7 @@ import importlib.metadata
 import io
 import json
 import platform
+import re
 import subprocess
 import tokenize
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,9 @@ from typing import Any
 from tools.chapters import ROOT, digest, module_files, read
 
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+# Where a formatter breaks a line that is too long: behind a bracket that opens, before one that closes, behind a comma.
+BEHIND_OPENING, BEFORE_CLOSING = re.compile(r"(?<=[(\[{])\n\s*"), re.compile(r",?\n\s*(?=[)\]}])")
+LONG_COMMA = re.compile(r",\n\s*")
 NOT_DECIDING = {
     "experiments/harness.py",  # decides when the runs are made and where they are kept, not what they give
     "experiments/__init__.py",
@@ -69,7 +73,7 @@ def commit(*paths: str, root: Path = ROOT) -> dict[str, Any]:
 
 @cache
 def bare(source: str) -> str:
-    """Python without comments, docstrings and empty lines: what can change a result.
+    """Python without comments, docstrings, empty lines and breaks inside brackets: what can change a result.
 
     Example:
         >>> bare('def f():\\n    "Says why."\\n    return 1  # one')
@@ -87,7 +91,8 @@ def bare(source: str) -> str:
             if not lines[first.lineno - 1][: first.col_offset].strip():  # not behind a "def f():" on the same line
                 for line in range(first.lineno - 1, first.end_lineno):
                     lines[line] = ""
-    return "\n".join(line.rstrip() for line in lines if line.strip())
+    code = "\n".join(line.rstrip() for line in lines if line.strip())
+    return LONG_COMMA.sub(", ", BEFORE_CLOSING.sub("", BEHIND_OPENING.sub("", code)))
 
 
 def deciding_code(slug: str, root: Path = ROOT) -> dict[str, str]:
