@@ -15,13 +15,14 @@ from typing import Any
 
 from lossbook._extras import require
 from lossbook.data import load_record
+from lossbook.metrics import PairedDifference, paired_difference
 from lossbook.plotting import COLORS, INK
 
 MANY = 24  # rows of a picture: above it the methods of a task share a row
 
 
 @dataclass(frozen=True)
-class Estimate:
+class Estimate(PairedDifference):
     """A mean over seeds and its 95 % interval, ``mean - half_width`` to ``mean + half_width``.
 
     The interval is Student's: ``half_width = t * s / sqrt(n)`` with the sample standard deviation ``s`` of ``n`` values
@@ -41,10 +42,6 @@ class Estimate:
         True
     """
 
-    mean: float
-    half_width: float
-    n: int
-
     @classmethod
     def of(cls, values: Sequence[float]) -> Estimate:
         """The estimate from one value a seed.
@@ -52,25 +49,8 @@ class Estimate:
         Raises:
             ValueError: There is no value.
         """
-        n = len(values)
-        if not n:
-            raise ValueError("an estimate needs at least one value, got none")
-        if n == 1:
-            return cls(values[0], math.nan, 1)
-        if not all(map(math.isfinite, values)):
-            return cls(math.nan, math.nan, n)
-        quantile = float(require("scipy.special", "data").stdtrit(n - 1, 0.975))
-        return cls(statistics.fmean(values), quantile * statistics.stdev(values) / math.sqrt(n), n)
-
-    @property
-    def low(self) -> float:
-        """The lower end of the interval."""
-        return self.mean - self.half_width
-
-    @property
-    def high(self) -> float:
-        """The upper end of the interval."""
-        return self.mean + self.half_width
+        found = paired_difference(values, [0.0] * len(values))
+        return cls(found.mean, found.half_width, found.n)
 
     def __mul__(self, factor: float) -> Estimate:
         return Estimate(self.mean * factor, self.half_width * abs(factor), self.n)
@@ -81,9 +61,6 @@ class Estimate:
         spec = spec or ".3g"
         interval = "" if math.isnan(self.half_width) else f" ± {self.half_width:{spec.lstrip('+')}}"
         return f"{self.mean:{spec}}{interval}"
-
-    def __str__(self) -> str:
-        return format(self)
 
 
 @dataclass(frozen=True)
