@@ -1,8 +1,9 @@
 """The chapters of the book: where they are, what they depend on, whether their stored outputs are still true.
 
-A chapter is a MyST text notebook ``chapters/<slug>.md``. Its executed form, ``chapters/<slug>.ipynb``, carries a
-stamp: digests of its code cells, of the ``lossbook`` modules that it imports (also indirectly) and of the files under
-``data/`` that it read. If one of them differs from what is there now, the outputs are stale.
+A page with cells is a MyST text notebook ``chapters/<slug>.md``; a chapter has three: itself, ``<slug>_evidence`` and
+``<slug>_exercises``. Its executed form, ``chapters/<slug>.ipynb``, carries a stamp: digests of its code cells, of the
+``lossbook`` modules that it imports (also indirectly) and of the files under ``data/`` that it read. If one of them
+differs from what is there now, the outputs are stale.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 SETUP_TAG = "lossbook-setup"
 EXECUTE = "make book"
+EVIDENCE, EXERCISES = "_evidence", "_exercises"  # behind a chapter's slug: its two further pages
 
 
 def digest(text: str) -> str:
@@ -120,11 +122,26 @@ def plain_python(code: str) -> str:
 
 @dataclass(frozen=True)
 class Chapter:
-    """One chapter and everything that can be known of it without executing it."""
+    """One page with cells and everything that can be known of it without executing it.
+
+    A chapter has up to three: the chapter itself, its evidence and its exercises. They share the chapter's number.
+    """
 
     slug: str
-    number: int | None  # None: a page with cells that is no chapter
+    number: int | None  # None: a page with cells that belongs to no chapter
     root: Path = ROOT
+
+    @property
+    def main(self) -> str:
+        """The slug of the chapter that the page belongs to; its own for every other page."""
+        if self.number is None:
+            return self.slug
+        return next((self.slug.removesuffix(end) for end in (EVIDENCE, EXERCISES) if self.slug.endswith(end)), self.slug)
+
+    @property
+    def kind(self) -> str:
+        """``chapter``, ``evidence`` or ``exercises``; ``page`` for what belongs to no chapter."""
+        return "page" if self.number is None else self.slug.removeprefix(self.main).lstrip("_") or "chapter"
 
     @property
     def source_path(self) -> Path:
@@ -214,9 +231,9 @@ def toc_pages(root: Path = ROOT) -> list[tuple[str, int | None]]:
     number = 0
     for part in toc["parts"]:
         for entry in part["chapters"]:
-            if part.get("numbered"):
-                number += 1
-            pages.append((entry["file"], number if part.get("numbered") else None))
+            number += bool(part.get("numbered"))
+            own = [entry["file"], *(section["file"] for section in entry.get("sections", []))]
+            pages += [(file, number if part.get("numbered") else None) for file in own]
     return pages
 
 
@@ -227,8 +244,13 @@ def all_notebooks(root: Path = ROOT) -> list[Chapter]:
 
 
 def all_chapters(root: Path = ROOT) -> list[Chapter]:
-    """The numbered pages with cells: what :func:`all_notebooks` finds, less pages such as "Results at scale"."""
-    return [page for page in all_notebooks(root) if page.number is not None]
+    """The chapters themselves, without evidence and exercises, and without pages such as "Results at scale"."""
+    return [page for page in all_notebooks(root) if page.kind == "chapter"]
+
+
+def pages_of(chapter: Chapter) -> list[Chapter]:
+    """The pages of a chapter that are there: itself, its evidence, its exercises, in this order."""
+    return [page for page in all_notebooks(chapter.root) if page.number and page.main == chapter.main]
 
 
 def config(root: Path = ROOT) -> dict[str, Any]:

@@ -65,14 +65,17 @@ def labelled_equations(text: str) -> list[str]:
 
 
 def equation_numbers(chapters: list[Chapter]) -> dict[str, str]:
-    """Label to number, ``(chapter.equation)`` as on the pages."""
+    """Label to number, ``(chapter.equation)`` as on the pages: a chapter's evidence and exercises count on."""
     numbers: dict[str, str] = {}
+    counts: dict[int | str, int] = {}
     for chapter in chapters:
+        own = chapter.slug if chapter.number is None else chapter.number
         text = "\n\n".join(c.source for c in chapter.source.cells if c.cell_type == "markdown")
-        for i, label in enumerate(labelled_equations(text), start=1):
+        for label in labelled_equations(text):
             if label in numbers:
                 raise SourceError(f"chapters/{chapter.slug}.md: the equation label {label!r} is given twice")
-            numbers[label] = f"{chapter.number}.{i}"
+            counts[own] = counts.get(own, 0) + 1
+            numbers[label] = f"{chapter.number}.{counts[own]}"
     return numbers
 
 
