@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import ast
 import inspect
+import io
+import itertools
+import re
 import textwrap
+import tokenize
 from typing import Any
 
 import numpy as np
@@ -98,18 +102,98 @@ def glue(name: str, value: object, fmt: str | None = None) -> str | None:
 
 
 def show_source(obj: Any) -> None:
-    """Show the source of a function or class, without its docstrings, with its comments.
+    """Show the source of a function or class, without its docstrings, with its comments, in lines of 88 columns.
 
     Args:
         obj: What to show. Outside a notebook it is printed.
     """
-    source = without_docstrings(textwrap.dedent(inspect.getsource(obj)))
+    source = narrow(without_docstrings(textwrap.dedent(inspect.getsource(obj))))
     if _in_notebook():
         from IPython.display import Markdown, display
 
         display(Markdown(f"```python\n{source}\n```"))
     else:
         print(source)
+
+
+def narrow(source: str, width: int = 88) -> str:
+    """Python with its long lines broken: behind an opening bracket and before the closing one, comments moved above.
+
+    A line that has no bracket to break at stays as it is.
+
+    Example:
+        >>> print(narrow("def f(first: float, second: float) -> float:\\n    return first", 30))
+        def f(
+            first: float,
+            second: float,
+        ) -> float:
+            return first
+    """
+    lines: list[str] = []
+    for line in source.split("\n"):
+        inside = bool(lines) and lines[-1].endswith(("(", "[", "{"))  # a formatter put all arguments on one line
+        lines += _narrow_line(line, width, inside=inside)
+    broken = "\n".join(lines)
+    try:
+        same = ast.dump(ast.parse(broken)) == ast.dump(ast.parse(source))
+    except SyntaxError:
+        same = False
+    return broken if same else source
+
+
+def _narrow_line(line: str, width: int, *, inside: bool = False) -> list[str]:
+    """One line as several, none longer than ``width`` where that can be done."""
+    if len(line) <= width:
+        return [line]
+    indent = line[: len(line) - len(line.lstrip())]
+    pairs, comment, commas = _brackets(line)
+    if comment is not None:
+        moved = [f"{indent}{line[comment:]}", *_narrow_line(line[:comment].rstrip(), width)]
+        return moved if line[:comment].strip() else [line]
+    if inside and commas[0]:
+        return [f"{indent}{part}," for part in _parts(line, [-1, *commas[0], len(line)])]
+    if not pairs:
+        return [line]
+    is_def = re.match(r"\s*(async )?def ", line)
+    # a signature opens its first bracket, any other statement the largest of those that are in no other
+    opening, closing = pairs[0] if is_def else max(pairs, key=lambda pair: pair[1] - pair[0])
+    own = [i for i in commas[1] if opening < i < closing]
+    deeper = indent + "    "
+    body = [deeper + line[opening + 1 : closing]]
+    if is_def or len(body[0]) > width:
+        body = [deeper + part + "," * bool(own or is_def) for part in _parts(line, [opening, *own, closing])]
+    body = [part for entry in body for part in _narrow_line(entry, width)]
+    return [line[: opening + 1], *body, indent + line[closing:]]
+
+
+def _parts(line: str, cuts: list[int]) -> list[str]:
+    """What stands between the characters at ``cuts``."""
+    parts = [line[a + 1 : b].strip() for a, b in itertools.pairwise(cuts)]
+    return [part for part in parts if part]
+
+
+def _brackets(line: str) -> tuple[list[tuple[int, int]], int | None, dict[int, list[int]]]:
+    """Of one line: the outermost pairs of brackets, where a comment begins, and the commas outside and one deep."""
+    pairs: list[tuple[int, int]] = []
+    open_at: list[int] = []
+    commas: dict[int, list[int]] = {0: [], 1: []}
+    try:
+        for token in tokenize.generate_tokens(io.StringIO(line.strip()).readline):
+            at = token.start[1] + len(line) - len(line.lstrip())
+            if token.type == tokenize.COMMENT:
+                return pairs, at, commas
+            if token.type != tokenize.OP:
+                continue
+            if token.string in "([{":
+                open_at.append(at)
+            elif token.string in ")]}" and open_at:
+                start = open_at.pop()
+                pairs += [] if open_at else [(start, at)]
+            elif token.string == "," and len(open_at) in commas:
+                commas[len(open_at)].append(at)
+    except (tokenize.TokenError, SyntaxError):
+        pass  # part of a statement: what was read so far is right
+    return pairs, None, commas
 
 
 def without_docstrings(source: str) -> str:

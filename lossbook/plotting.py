@@ -12,6 +12,22 @@ INK = "#787878"
 COLORS = {"blue": "#2763F9", "orange": "#CC4303", "green": "#13955B", "magenta": "#BB428E", "violet": "#9870D4"}
 """Five colours of at least 3.7 : 1 on both pages, far apart also for readers who see two primaries only."""
 
+_FAMILIES = {
+    "orange": {"cross-entropy": "-", "BCE": "-", "softmax": "-", "weighted BCE": "--", "normalised softmax": "-."},
+    "blue": {"multi-label softmax": "-", "pairwise loss": "--", "symmetric KL": ":"},
+    "green": {"focal loss": "-", "asymmetric loss": "--", "EMO": "-", "EMO + CE": "--", "hinge": ":"},
+    "magenta": {"soft truncation": "-", "hard truncation": "--", "EXACT": "-"},
+    "violet": {"AM-softmax": "-", "CosFace": "-", "ArcFace": "--", "SphereFace": ":", "soft accuracy": "-"},
+}
+LOSS: dict[str, dict[str, str]] = {
+    name: {"color": COLORS[color], "linestyle": line} for color, own in _FAMILIES.items() for name, line in own.items()
+}
+"""Colour and line of each loss, the same in every picture: ``ax.plot(x, y, **LOSS["focal loss"])``.
+
+The plain losses share a colour, and so do a loss and its relatives; what stands in one picture differs at least in the
+line. A name that is missing here gets a line in ``_FAMILIES``.
+"""
+
 
 def use_style() -> None:
     """Draw every later picture in the book's style: transparent, grey ink, the book's colours in turn, no legends."""

@@ -1,6 +1,9 @@
 """Claims, glued numbers as MyST-NB reads them, and shown sources."""
 
+import ast
 import builtins
+import importlib
+import inspect
 
 import nbformat
 import numpy as np
@@ -195,3 +198,32 @@ def test_source_is_shown_as_markdown(cells):
     assert markdown.endswith("\n```")
     assert '"""' not in markdown
     assert " at 0x" not in output["data"]["text/plain"]
+
+
+LONG = """def f(scores: Tensor, targets: Tensor, *, gamma: float = 2.0, alpha: float | None = None, reduction: str = "mean") -> Tensor:
+    if (gamma == 2.0 and alpha is None and reduction == "mean") or (gamma == 1.0 and alpha is not None):
+        first = function_of_many("a text (with a bracket, and a comma)", scores, targets, gamma, alpha)[0]  # why
+    # a long comment, with (brackets) and, commas, which nobody can break at the right place, stays as long as it is
+    return torch.where(scores > 0, torch.nn.functional.softplus(scores, beta=gamma), scores).sum(dim=-1).mean()"""  # noqa: E501
+
+
+def test_long_lines_are_broken_where_a_reader_expects_it():
+    narrowed = claims.narrow(LONG)
+    assert ast.dump(ast.parse(narrowed)) == ast.dump(ast.parse(LONG))
+    assert [line for line in narrowed.splitlines() if len(line) > 88] == [LONG.splitlines()[3]]
+    assert narrowed.startswith(
+        "def f(\n    scores: Tensor,\n    targets: Tensor,\n    *,\n    gamma: float = 2.0,\n"
+        '    alpha: float | None = None,\n    reduction: str = "mean",\n) -> Tensor:\n'
+    )
+    assert "        # why\n        first = function_of_many" in narrowed
+    assert claims.narrow(narrowed) == narrowed
+    assert claims.narrow("x = 1") == "x = 1"
+
+
+@pytest.mark.parametrize("slug", ["multilabel_softmax", "soft_labels", "focal", "am_softmax", "accuracy", "emo"])
+def test_every_loss_of_the_package_can_be_shown_in_88_columns(slug):
+    module = importlib.import_module(f"lossbook.{slug}")
+    for name in module.__all__:
+        source = claims.without_docstrings(inspect.getsource(getattr(module, name)))
+        long = [line for line in claims.narrow(source).splitlines() if len(line) > 88]
+        assert not [line for line in long if line.lstrip()[0] not in '#f"'], name  # comments and texts stay whole

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lossbook import plotting
-from lossbook.plotting import COLORS, INK
+from lossbook.plotting import COLORS, INK, LOSS
 
 PAGES = ("#ffffff", "#121212")
 
@@ -146,3 +146,32 @@ def test_missing_matplotlib_names_the_extra(monkeypatch):
         ModuleNotFoundError, match=r'package matplotlib; install it with: pip install "lossbook\[plots\]"'
     ):
         plotting.use_style()
+
+
+TOGETHER = (
+    ("cross-entropy", "BCE", "softmax"),  # one loss under three names
+    ("AM-softmax", "CosFace"),
+)
+PICTURES = (  # what stands in one picture
+    ("BCE", "weighted BCE", "multi-label softmax", "pairwise loss", "focal loss"),
+    ("BCE", "multi-label softmax", "symmetric KL"),
+    ("BCE", "weighted BCE", "focal loss", "hard truncation", "soft truncation", "asymmetric loss"),
+    ("softmax", "normalised softmax", "AM-softmax", "ArcFace", "SphereFace"),
+    ("cross-entropy", "EXACT", "soft accuracy", "hinge"),
+    ("cross-entropy", "EMO", "EMO + CE"),
+)
+
+
+def test_every_loss_has_one_look_and_none_looks_like_another_beside_it():
+    assert set(itertools.chain(*TOGETHER, *PICTURES)) == set(LOSS)
+    for look in LOSS.values():
+        assert set(look) == {"color", "linestyle"}
+        assert look["color"] in COLORS.values()
+    for same in TOGETHER:
+        assert len({tuple(LOSS[name].values()) for name in same}) == 1
+    for beside in PICTURES:
+        assert len({tuple(LOSS[name].values()) for name in beside}) == len(beside)
+    _, ax = plt.subplots()
+    (line,) = ax.plot([0, 1], label="focal loss", **LOSS["focal loss"])
+    assert line.get_color() == LOSS["focal loss"]["color"]
+    plt.close()

@@ -134,9 +134,8 @@ class Chapter:
     @property
     def main(self) -> str:
         """The slug of the chapter that the page belongs to; its own for every other page."""
-        if self.number is None:
-            return self.slug
-        return next((self.slug.removesuffix(end) for end in (EVIDENCE, EXERCISES) if self.slug.endswith(end)), self.slug)
+        ends = () if self.number is None else (EVIDENCE, EXERCISES)
+        return next((self.slug.removesuffix(end) for end in ends if self.slug.endswith(end)), self.slug)
 
     @property
     def kind(self) -> str:
