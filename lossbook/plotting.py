@@ -13,7 +13,10 @@ COLORS = {"blue": "#2763F9", "orange": "#CC4303", "green": "#13955B", "magenta":
 """Five colours of at least 3.7 : 1 on both pages, far apart also for readers who see two primaries only."""
 
 _FAMILIES = {
-    "orange": {"cross-entropy": "-", "BCE": "-", "softmax": "-", "weighted BCE": "--", "normalised softmax": "-."},
+    "orange": {
+        **{"cross-entropy": "-", "BCE": "-", "softmax": "-", "weighted BCE": "--", "BCE, base rate": ":"},
+        "normalised softmax": "-.",
+    },
     "blue": {"multi-label softmax": "-", "pairwise loss": "--", "symmetric KL": ":"},
     "green": {"focal loss": "-", "asymmetric loss": "--", "EMO": "-", "EMO + CE": "--", "hinge": ":"},
     "magenta": {"soft truncation": "-", "hard truncation": "--", "EXACT": "-"},

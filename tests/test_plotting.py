@@ -153,7 +153,7 @@ TOGETHER = (
     ("AM-softmax", "CosFace"),
 )
 PICTURES = (  # what stands in one picture
-    ("BCE", "weighted BCE", "multi-label softmax", "pairwise loss", "focal loss"),
+    ("BCE", "weighted BCE", "BCE, base rate", "multi-label softmax", "pairwise loss", "focal loss"),
     ("BCE", "multi-label softmax", "symmetric KL"),
     ("BCE", "weighted BCE", "focal loss", "hard truncation", "soft truncation", "asymmetric loss"),
     ("softmax", "normalised softmax", "AM-softmax", "ArcFace", "SphereFace"),
