@@ -19,7 +19,10 @@ _FAMILIES = {
     },
     "blue": {"multi-label softmax": "-", "pairwise loss": "--", "symmetric KL": ":"},
     "green": {"focal loss": "-", "asymmetric loss": "--", "EMO": "-", "EMO + CE": "--", "hinge": ":"},
-    "magenta": {"soft truncation": "-", "hard truncation": "--", "EXACT": "-"},
+    "magenta": {
+        **{"soft truncation": "-", "hard truncation": "--"},
+        **{"EXACT": "-", "−log P": "--", "EXACT, annealed": "-.", "EXACT, no warm-up": ":"},
+    },
     "violet": {"AM-softmax": "-", "CosFace": "-", "ArcFace": "--", "SphereFace": ":", "soft accuracy": "-"},
 }
 LOSS: dict[str, dict[str, str]] = {

@@ -157,7 +157,7 @@ PICTURES = (  # what stands in one picture
     ("BCE", "multi-label softmax", "symmetric KL"),
     ("BCE", "weighted BCE", "focal loss", "hard truncation", "soft truncation", "asymmetric loss"),
     ("softmax", "normalised softmax", "AM-softmax", "ArcFace", "SphereFace"),
-    ("cross-entropy", "EXACT", "soft accuracy", "hinge"),
+    ("cross-entropy", "EXACT", "EXACT, annealed", "EXACT, no warm-up", "−log P", "soft accuracy", "hinge"),
     ("cross-entropy", "EMO", "EMO + CE"),
 )
 
