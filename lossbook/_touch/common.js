@@ -1,0 +1,325 @@
+// What all figures to touch share: the frame, sliders, points, curves, text, colours, keys. Needs JSXGraph (JXG).
+(function () {
+  "use strict";
+  const L = (window.lossbookTouch = window.lossbookTouch || {});
+
+  // ---------------------------------------------------------------- numbers, as lossbook computes them
+  L.softplus = (x) => Math.max(x, 0) + Math.log1p(Math.exp(-Math.abs(x)));
+  L.sigmoid = (x) => (x >= 0 ? 1 / (1 + Math.exp(-x)) : Math.exp(x) / (1 + Math.exp(x)));
+  L.logSumExp = (values) => {
+    const top = Math.max(...values);
+    return Number.isFinite(top) ? top + Math.log(values.reduce((sum, v) => sum + Math.exp(v - top), 0)) : top;
+  };
+  L.softmax = (values) => {
+    const all = L.logSumExp(values);
+    return values.map((v) => Math.exp(v - all));
+  };
+  L.range = (start, end, n) => Array.from({ length: n }, (_, i) => start + ((end - start) * i) / (n - 1));
+  L.clip = (x, low, high) => Math.min(Math.max(x, low), high);
+
+  // Colour and line of each loss, as in lossbook.plotting.LOSS.
+  L.looks = {
+    "cross-entropy": ["orange", "-"], BCE: ["orange", "-"], softmax: ["orange", "-"],
+    "multi-label softmax": ["blue", "-"], "symmetric KL": ["blue", ":"],
+    "focal loss": ["green", "-"], EMO: ["green", "-"], "EMO + CE": ["green", "--"],
+    "soft truncation": ["magenta", "-"], "hard truncation": ["magenta", "--"], EXACT: ["magenta", "-"],
+    "AM-softmax": ["violet", "-"], ArcFace: ["violet", "--"], SphereFace: ["violet", ":"],
+    "soft accuracy": ["violet", "-"],
+  };
+  L.color = (name) => `var(--touch-${L.looks[name] ? L.looks[name][0] : name})`;
+  L.dash = (name) => ({ "--": 2, ":": 1 })[(L.looks[name] || [])[1]] || 0;
+  const minus = (text) => text.replace(/-(?=[\d.])/g, "−");
+  L.number = (x, digits = 2) => minus(x.toFixed(digits)).replace(/^−(0(?:\.0*)?)$/, "$1");
+  // two digits that count, also of small numbers
+  L.small = (x) => {
+    if (x === 0) return "0";
+    if (Math.abs(x) < 0.001) return minus(x.toExponential(0)).replace(/e[−-](\d+)/, (_, n) => ` × 10${raised(n)}`);
+    return L.number(x, Math.abs(x) < 0.1 ? 3 : 2);
+  };
+  const raised = (n) => "⁻" + [...n].map((d) => "⁰¹²³⁴⁵⁶⁷⁸⁹"[d]).join("");
+  L.percent = (x) => (x > 0 && x < 0.001 ? "< 0.1 %" : x > 0.999 && x < 1 ? "> 99.9 %" : `${(100 * x).toFixed(1)} %`);
+
+  // ---------------------------------------------------------------- the frame
+  const make = (tag, name, parent, text) => {
+    const node = document.createElement(tag);
+    if (name) node.className = name;
+    if (text !== undefined) node.textContent = text;
+    if (parent) parent.append(node);
+    return node;
+  };
+  let count = 0;
+
+  // A figure: {words, controls, height, margins, x, y, state, draw(stage), says(state)}. `draw` adds what is seen to
+  // the stage; all that depends on the state is given as functions and read again after each change.
+  L.figures = L.figures || {};
+  L.define = (name, figure) => {
+    L.figures[name] = figure;
+    const now = () => L.mountAll();
+    if (document.readyState === "loading") document.addEventListener("DOMContentLoaded", now);
+    else [0, 50, 250, 1000, 3000].forEach((wait) => setTimeout(now, wait)); // a notebook shows its output later
+  };
+
+  class Stage {
+    constructor(root, figure) {
+      this.figure = figure;
+      this.state = { ...figure.state };
+      this.first = { ...figure.state };
+      this.updates = [];
+      this.handles = [];
+      this.live = make("div", "touch-live", root);
+      this.controls = make("div", "touch-controls", this.live);
+      (figure.controls || []).forEach((c) => this.addControl(c));
+      this.box = make("div", "touch-board", this.live);
+      this.box.id = `touch-board-${Date.now().toString(36)}-${(count += 1)}`;
+      this.after = make("div", "", this.live);
+      this.says = make("p", "touch-says", this.live);
+      this.says.setAttribute("aria-live", "polite");
+      const reset = make("button", "touch-reset", this.live, "Reset");
+      reset.type = "button";
+      reset.addEventListener("click", () => this.set({ ...this.first }));
+      this.begin();
+      new ResizeObserver(() => this.resize()).observe(this.box);
+    }
+
+    begin() {
+      const width = this.box.clientWidth || 560;
+      this.size(width);
+      this.board = JXG.JSXGraph.initBoard(this.box.id, {
+        boundingbox: this.bounds(width), axis: false, keepaspectratio: !!this.figure.square, showCopyright: false,
+        showNavigation: false, showInfobox: false, pan: { enabled: false }, zoom: { enabled: false, wheel: false },
+        keyboard: { enabled: false }, resize: { enabled: false }, drag: { enabled: true }, selection: { enabled: false },
+        title: this.figure.words, renderer: "svg", registerEvents: { keyboard: false, resize: false, wheel: false },
+      });
+      this.box.classList.remove("jxgbox");
+      this.figure.draw(this);
+      this.width = width;
+      this.update();
+    }
+
+    size(width) {
+      const { height = 300 } = this.figure;
+      this.box.style.height = `${typeof height === "function" ? height(width) : height}px`;
+    }
+
+    // The part of the plane that is shown: the axes' ranges and margins in pixels around them.
+    bounds(width) {
+      const { x, y, margins = [18, 14, 38, 34] } = this.figure;
+      const [top, right, bottom, left] = margins;
+      const height = this.box.clientHeight || parseFloat(this.box.style.height);
+      const dx = (x[1] - x[0]) / (width - left - right), dy = (y[1] - y[0]) / (height - top - bottom);
+      return [x[0] - left * dx, y[1] + top * dy, x[1] + right * dx, y[0] - bottom * dy];
+    }
+
+    resize() {
+      const width = this.box.clientWidth;
+      if (!width || width === this.width) return;
+      this.width = width;
+      this.size(width);
+      this.board.resizeContainer(width, this.box.clientHeight, true, true);
+      this.board.setBoundingBox(this.bounds(width), !!this.figure.square);
+      this.update();
+    }
+
+    // x and y per pixel
+    get unit() {
+      return [1 / this.board.unitX, 1 / this.board.unitY];
+    }
+
+    set(changes) {
+      Object.assign(this.state, changes);
+      if (this.figure.settle) this.figure.settle(this.state);
+      this.update();
+    }
+
+    update() {
+      if (this.figure.before) this.figure.before(this.state);
+      this.updates.forEach((f) => f());
+      this.board.fullUpdate();
+      const text = this.figure.says(this.state);
+      if (this.says.textContent !== text) this.says.textContent = text;
+    }
+
+    // -------------------------------------------------------------- what is moved
+    addControl(c) {
+      if (c.choices) {
+        const group = make("div", "touch-switch", this.controls);
+        group.setAttribute("role", "radiogroup");
+        group.setAttribute("aria-label", c.label);
+        const name = `touch-${c.name}-${(count += 1)}`;
+        c.choices.forEach(([value, label]) => {
+          const row = make("label", "", group), input = make("input", "", row);
+          Object.assign(input, { type: "radio", name, value });
+          row.append(label);
+          input.addEventListener("change", () => this.set({ [c.name]: value }));
+          this.updates.push(() => (input.checked = this.state[c.name] === value));
+        });
+        return;
+      }
+      const row = make("label", "touch-control", this.controls);
+      const label = make("span", "", row, c.label), shown = make("b", "", row), input = make("input", "", row);
+      if (c.color) {
+        row.style.setProperty("--touch-accent", L.color(c.color));
+        label.style.color = L.color(c.color);
+      }
+      const show = c.show || ((v) => L.number(v, 1));
+      Object.assign(input, { type: "range", min: c.min, max: c.max, step: c.step });
+      input.dataset.name = c.name;
+      input.addEventListener("input", () => this.set({ [c.name]: Number(input.value) }));
+      this.updates.push(() => {
+        const value = this.state[c.name];
+        input.value = value;
+        shown.textContent = show(value);
+        input.setAttribute("aria-valuetext", show(value));
+      });
+    }
+
+    // A point that can be dragged or moved with the arrow keys. `at` gives its place, `move` takes the wanted one,
+    // `says` is what a screen reader hears, `axis` is "x", "y" or "xy" (default).
+    handle({ at, move, label, says, color = "blue", axis = "xy", step, size = 8, shape }) {
+      const point = this.board.create("point", at(this.state), {
+        name: "", size, fillColor: L.color(color), strokeColor: "transparent", highlight: false, showInfobox: false,
+        cssClass: "touch-handle", highlightCssClass: "touch-handle", layer: 9, tabindex: 0, face: shape || "o",
+        withLabel: false,
+      });
+      const node = point.rendNode;
+      node.classList.add("touch-handle");
+      node.style.color = L.color(color);
+      node.setAttribute("role", "slider");
+      node.setAttribute("aria-label", label);
+      const go = (x, y) => {
+        move(this.state, x, y);
+        this.set({});
+      };
+      point.on("drag", () => go(point.X(), point.Y()));
+      const { x, y } = this.figure;
+      const steps = step || [(x[1] - x[0]) / 50, (y[1] - y[0]) / 50];
+      const keys = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, 1], ArrowDown: [0, -1] };
+      node.addEventListener("keydown", (event) => {
+        const way = keys[event.key];
+        if (!way || event.ctrlKey || event.altKey || event.metaKey) return;
+        event.preventDefault();
+        event.stopPropagation();
+        const n = event.shiftKey ? 5 : 1;
+        let [dx, dy] = way;
+        if (axis === "x") [dx, dy] = [dx + dy, 0];
+        if (axis === "y") [dx, dy] = [0, dx + dy];
+        const [px, py] = at(this.state);
+        go(px + n * dx * steps[0], py + n * dy * steps[1]);
+      });
+      this.updates.push(() => {
+        const [px, py] = at(this.state);
+        point.setPositionDirectly(JXG.COORDS_BY_USER, [px, py]);
+        const along = axis === "y" ? 1 : 0;
+        node.setAttribute("aria-valuenow", [px, py][along].toFixed(3));
+        node.setAttribute("aria-valuemin", this.figure[along ? "y" : "x"][0]);
+        node.setAttribute("aria-valuemax", this.figure[along ? "y" : "x"][1]);
+        node.setAttribute("aria-valuetext", says(this.state));
+      });
+      this.handles.push(point);
+      return point;
+    }
+
+    // -------------------------------------------------------------- what is seen
+    // A curve through the points that `points(state)` gives as [xs, ys].
+    curve(points, { color = "ink", width = 2.5, dash = 0, fill, opacity = 1 } = {}) {
+      const read = () => {
+        const [xs, ys] = points(this.state);
+        return [xs.slice(), ys.slice()];
+      };
+      const curve = this.board.create("curve", read(), {
+        strokeColor: L.color(color), strokeWidth: width, dash, strokeOpacity: opacity, highlight: false, fixed: true,
+        lineCap: "round", fillColor: fill ? L.color(color) : "none", fillOpacity: fill || 0, layer: fill ? 2 : 5,
+      });
+      curve.updateDataArray = function () {
+        [this.dataX, this.dataY] = read();
+      };
+      return curve;
+    }
+
+    loss(name, points, options = {}) {
+      return this.curve(points, { color: name, dash: L.dash(name), ...options });
+    }
+
+    // Text at a place; x, y and the text may depend on the state.
+    text(at, text, { color = "ink", size = 14, anchor = "left", bold = false, vertical = "middle" } = {}) {
+      const place = () => (typeof at === "function" ? at(this.state, this) : at);
+      const says = () => String(typeof text === "function" ? text(this.state) : text);
+      return this.board.create("text", [() => place()[0], () => place()[1], says], {
+        display: "internal", fontSize: size, anchorX: anchor, anchorY: vertical, strokeColor: L.color(color), fixed: true,
+        highlight: false, parse: false, useASCIIMathML: false, useMathJax: false, layer: 8, cssClass: "touch-text",
+        highlightCssClass: "touch-text", cssDefaultStyle: bold ? "font-weight: 600" : "",
+        highlightCssDefaultStyle: bold ? "font-weight: 600" : "",
+      });
+    }
+
+    // Axes along the lower and the left edge of the ranges, with numbers and titles.
+    axes({ xTicks, yTicks, xTitle, yTitle, grid = true }) {
+      const { x, y } = this.figure;
+      this.curve(() => [[x[0], x[1]], [y[0], y[0]]], { color: "faint", width: 1.2 });
+      xTicks.forEach((t) => {
+        const [value, label] = Array.isArray(t) ? t : [t, minus(String(t))];
+        this.text(() => [value, y[0] - 11 * this.unit[1]], label, { size: 13, anchor: "middle" });
+        this.curve(() => [[value, value], [y[0], y[0] - 4 * this.unit[1]]], { color: "faint", width: 1.2 });
+      });
+      (yTicks || []).forEach((t) => {
+        const [value, label] = Array.isArray(t) ? t : [t, minus(String(t))];
+        this.text(() => [x[0] - 6 * this.unit[0], value], label, { size: 13, anchor: "right" });
+        if (grid) this.curve(() => [[x[0], x[1]], [value, value]], { color: "grid", width: 1 });
+      });
+      if (xTitle) this.text(() => [x[1], y[0] - 28 * this.unit[1]], xTitle, { size: 13, anchor: "right" });
+      if (yTitle) {
+        this.text(() => [x[0] - 24 * this.unit[0], y[1] + 10 * this.unit[1]], yTitle, { size: 13, anchor: "left" });
+      }
+    }
+
+    // Horizontal bars below the plot: rows of {label, color, value(state) in [0, 1], show(value)}.
+    bars(title, rows) {
+      const box = make("div", "touch-bars", this.after);
+      make("span", "touch-title", box, title);
+      rows.forEach(({ label, color, value, show = L.percent }) => {
+        make("span", "", box, label).style.color = L.color(color);
+        const bar = make("div", "touch-bar", box), fill = make("i", "", bar), number = make("span", "", box);
+        fill.style.background = L.color(color);
+        this.updates.push(() => {
+          const v = value(this.state);
+          fill.style.width = `${100 * L.clip(v, 0, 1)}%`;
+          number.textContent = show(v);
+        });
+      });
+    }
+  }
+
+  // ---------------------------------------------------------------- light and dark, whoever shows the page
+  const scheme = (root) => {
+    for (let node = root; node; node = node.parentElement) {
+      const [r, g, b, a = 1] = (getComputedStyle(node).backgroundColor.match(/[\d.]+/g) || [0, 0, 0, 0]).map(Number);
+      if (a > 0.5) return 0.2126 * r + 0.7152 * g + 0.0722 * b < 128 ? "dark" : "light";
+    }
+    const theme = document.documentElement.dataset.theme;
+    if (theme === "dark" || theme === "light") return theme;
+    return matchMedia("(prefers-color-scheme: dark)").matches && !window.google ? "dark" : "light";
+  };
+
+  L.mount = (root) => {
+    const figure = L.figures[root.dataset.figure];
+    if (!figure || root.dataset.live) return;
+    root.dataset.live = "yes";
+    root.setAttribute("role", "group");
+    root.setAttribute("aria-label", "Figure to touch");
+    const paint = () => {
+      if (root.dataset.scheme !== "picture") root.dataset.scheme = scheme(root);
+    };
+    paint();
+    try {
+      root.touchStage = new Stage(root, figure);
+    } catch (error) {
+      delete root.dataset.live;
+      root.querySelector(".touch-live")?.remove();
+      throw error;
+    }
+    const watcher = new MutationObserver(paint);
+    [document.documentElement, document.body].forEach((node) => watcher.observe(node, { attributes: true }));
+    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", paint);
+  };
+  L.mountAll = () => document.querySelectorAll(".touch[data-figure]").forEach(L.mount);
+})();
