@@ -22,6 +22,7 @@ from tools.chapters import (
     all_notebooks,
     imported_modules,
     module_files,
+    pages_of,
     plain_python,
 )
 from tools.provenance import changed_code, deciding_code
@@ -31,6 +32,7 @@ CONTEXT = Context(
     equations={"one": "1.1", "two": "1.2"},
     citations={"su": {"author": "Su", "year": "2020", "url": "https://example.org/su"}},
     values={"gain": "0.52"},
+    bound={"focal_evidence:soft gain": "0.61"}.__getitem__,
     facts={"time": "6 s on CPU"},
     notebooks={"focal"},
 )
@@ -195,6 +197,7 @@ def test_a_library_of_a_gpu_can_be_stood_in_for(tmp_path):
         ("{cite:t}`su` says", "[Su (2020)](https://example.org/su) says"),
         ("it works {cite:p}`su`", "it works ([Su, 2020](https://example.org/su))"),
         ("reached {glue:text}`gain`.", "reached 0.52."),
+        ("there {bound}`focal_evidence:soft gain`.", "there 0.61."),
         ("takes {stamp}`time`.", "takes 6 s on CPU."),
         ("{func}`~lossbook.focal.sigmoid_focal_loss`", "`sigmoid_focal_loss`"),
         ("{func}`lossbook.focal.sigmoid_focal_loss`", "`focal.sigmoid_focal_loss`"),
@@ -668,6 +671,71 @@ def test_a_page_with_cells_that_is_no_chapter_is_executed_too(tiny):
         toc.write_text(before)
         more.unlink()
         more.with_suffix(".ipynb").unlink(missing_ok=True)
+
+
+def test_a_page_shows_the_numbers_of_another(tiny):
+    """The page that is executed first may take numbers from those behind it, and is built anew when they change."""
+    toc, before = tiny / "_toc.yml", (tiny / "_toc.yml").read_text()
+    source, evidence, index = tiny / "chapters/tiny.md", tiny / "chapters/tiny_evidence.md", tiny / "index.md"
+    kept, front, helper = source.read_text(), index.read_text(), tiny / "lossbook/_helper.py"
+    cells = "from lossbook.claims import glue\nfrom lossbook.tiny import f\n\nglue('far', f(500))\n"
+    head, _, _ = TINY.replace("slug: tiny", "slug: tiny_evidence").partition("# A tiny")
+    evidence.write_text(
+        f"{head}# Evidence\n\n$$ y $$ (tiny-y)\n\n{{bound}}`tiny:answer` again.\n\n"
+        f"```{{code-cell}} ipython3\n{cells}```\n"
+    )
+    sections = "    sections:\n    - file: chapters/tiny_evidence\n"
+    try:
+        toc.write_text(before.replace("  - file: chapters/tiny\n", "  - file: chapters/tiny\n" + sections))
+        pages = all_notebooks(tiny)
+        assert [(page.number, page.kind, page.main) for page in pages] == [
+            (1, "chapter", "tiny"),
+            (1, "evidence", "tiny"),
+        ]
+        assert [page.slug for page in pages_of(all_chapters(tiny)[0])] == ["tiny", "tiny_evidence"]
+        source.write_text(kept + "\nFar is {bound}`tiny_evidence:far`, see {eq}`tiny-y`.\n")
+        index.write_text(front + "\nFrom afar {bound}`tiny_evidence:far`.\n")
+        run(tiny, "tools.execute", check=True)
+        assert "Far is 1000, see (1.2)." in (tiny / "chapters/tiny.ipynb").read_text()
+        assert "42 again." in (tiny / "chapters/tiny_evidence.ipynb").read_text()
+        done = run(tiny, "tools.build")
+        assert done.returncode == 0, done.stderr
+        assert "Far is 1000, see" in page(tiny)
+        assert "From afar 1000" in built(tiny, "index.html")
+        numbers = re.findall(r'class="eqno">\(([\d.]+)\)', page(tiny) + built(tiny, "chapters/tiny_evidence.html"))
+        assert numbers == ["1.1", "1.2"]
+        helper.write_text("TWO = 3\n")
+        run(tiny, "tools.execute", "tiny_evidence", check=True)
+        assert "Far is 1000" in (tiny / "chapters/tiny.ipynb").read_text(), "a stale page is left alone"
+        run(tiny, "tools.execute", check=True)
+        assert "Far is 1500" in (tiny / "chapters/tiny.ipynb").read_text()
+        assert run(tiny, "tools.build").returncode == 0
+        assert "Far is 1500" in page(tiny)
+        assert "From afar 1500" in built(tiny, "index.html")
+        source.write_text(kept + "\nFar is {bound}`tiny_evidence:near`.\n")
+        message = "chapters/tiny.md: {bound}`tiny_evidence:near`: no cell of chapters/tiny_evidence.md glues 'near'"
+        assert message in run(tiny, "tools.execute").stderr
+        assert message in run(tiny, "tools.build").stderr
+    finally:
+        helper.write_text("TWO = 2\n")
+        toc.write_text(before)
+        source.write_text(kept)
+        index.write_text(front)
+        evidence.unlink()
+        evidence.with_suffix(".ipynb").unlink(missing_ok=True)
+        run(tiny, "tools.execute", check=True)
+
+
+def test_an_error_in_the_text_is_told_before_the_cells_run(tiny):
+    source = tiny / "chapters/tiny.md"
+    before = source.read_text()
+    try:
+        source.write_text(before.replace("f(20) + offset\n```", "1 / 0\n```") + "\n{numref}`x` {glue:text}`later`\n")
+        done = run(tiny, "tools.execute")
+        assert "chapters/tiny.md, cell 3: the role {numref} has no form in a reader's notebook" in done.stderr
+        assert "executing" not in done.stderr
+    finally:
+        source.write_text(before)
 
 
 def test_a_failing_chapter_keeps_its_old_notebook(tiny):

@@ -19,8 +19,9 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from tqdm.auto import tqdm
 
+from lossbook.touch import stored
 from tools.chapters import Chapter, StaleChapterError, all_notebooks, code_cells, read
-from tools.reader import TIMINGS, SourceError, setup_cell, write_notebook
+from tools.reader import TIMINGS, SourceError, bound_pages, check_text, setup_cell, write_notebook
 
 # Runs before a chapter's cells: notes which files under data/ the chapter reads, and keeps progress bars one line long.
 BEFORE = """
@@ -112,6 +113,9 @@ def tidy(output: Any, chapter: Chapter, count: int) -> Any:
     """An output as it is stored; a warning of a cell is told to the one who runs this."""
     if output.get("output_type") == "stream" and output.get("name") == "stderr":
         print(f"{chapter.slug}, code cell {count} warns: {output.text.strip()}", file=sys.stderr)
+    data = output.get("data", {})
+    if "text/html" in data:
+        data["text/html"] = stored("".join(data["text/html"]))  # a figure to touch: the page brings its scripts
     return output
 
 
@@ -135,26 +139,35 @@ def main(arguments: list[str] | None = None) -> int:
     unknown = set(options.slugs) - {c.slug for c in chapters}
     if unknown:
         parser.error(f"no such chapter: {', '.join(sorted(unknown))}; there are {', '.join(c.slug for c in chapters)}")
-    for chapter in chapters:
-        try:
+    executed = set()
+    try:
+        for chapter in chapters:
             if options.check:
                 chapter.require_fresh()
                 continue
             wanted = options.all or chapter.slug in options.slugs
             reason = "asked for" if wanted else None if options.slugs else chapter.stale()
             if reason:
+                check_text(chapter)  # an error there is told before the cells run, not after
                 print(f"{chapter.slug}: executing, {reason}", file=sys.stderr)
-                notebook, record = execute(chapter)
+                try:
+                    notebook, record = execute(chapter)
+                except CellExecutionError as error:
+                    print(f"{chapter.slug}: a cell failed, the old notebook is kept.\n{error}", file=sys.stderr)
+                    return 1
                 record_time(chapter, record)
-                write_notebook(chapter, notebook)
-            elif not options.slugs and write_notebook(chapter, chapter.notebook):
+                write_notebook(chapter, notebook, alone=True)
+                executed.add(chapter.slug)
+        # Texts at last: a page may show numbers of any other page.
+        for chapter in [] if options.check else all_notebooks():
+            told = {chapter.slug, *bound_pages(read(chapter.source_path))}
+            if (options.slugs and not told & executed) or (chapter.slug not in executed and chapter.stale()):
+                continue
+            if write_notebook(chapter, chapter.notebook) and chapter.slug not in executed:
                 print(f"{chapter.slug}: text of the notebook renewed", file=sys.stderr)
-        except CellExecutionError as error:
-            print(f"{chapter.slug}: a cell failed, the old notebook is kept.\n{error}", file=sys.stderr)
-            return 1
-        except (SourceError, StaleChapterError) as error:
-            print(error, file=sys.stderr)
-            return 1
+    except (SourceError, StaleChapterError) as error:
+        print(error, file=sys.stderr)
+        return 1
     return 0
 
 

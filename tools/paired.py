@@ -17,9 +17,9 @@ import jupytext
 from sphinx.errors import SphinxError
 
 from tools import compat
-from tools.chapters import Chapter, StaleChapterError, all_notebooks, code_cells
+from tools.chapters import ROOT, Chapter, StaleChapterError, all_notebooks, code_cells
 from tools.provenance import deciding_code, record_path
-from tools.reader import execution_facts, insert_facts, records_told
+from tools.reader import SourceError, bound_pages, execution_facts, insert_bound, insert_facts, records_told
 
 COVERS = "_static/covers"  # made by the build, not committed
 COMPAT = "{stamp}`compat`"  # in a page's text: the table of the versions of torch that were tried
@@ -35,6 +35,9 @@ def read_page(text: str) -> Any:
     """The notebook of a page: for a chapter with its stored outputs, for other pages the text alone."""
     page = jupytext.reads(text.replace(COMPAT, compat.table()), fmt="md:myst")
     slug = page.metadata.get("slug")
+    for cell in page.cells:
+        if cell.cell_type == "markdown":
+            cell.source = resolve(cell.source, f"chapters/{slug}.md" if slug else "a page without cells")
     if slug is None:
         return page
     chapter = next(c for c in all_notebooks() if c.slug == slug)
@@ -50,6 +53,14 @@ def read_page(text: str) -> Any:
         cell.outputs = copy.deepcopy(stored.outputs)
         cell.execution_count = stored.execution_count
     return page
+
+
+def resolve(text: str, where: str) -> str:
+    """The text with the numbers that it takes from other pages."""
+    try:
+        return insert_bound(text, ROOT, where)
+    except SourceError as error:
+        raise StaleError(str(error)) from None
 
 
 def check_chapters(app: Any) -> None:
@@ -77,6 +88,8 @@ def note_dependencies(app: Any, docname: str, source: list[str]) -> None:
     if COMPAT in source[0]:
         for file in (str(compat.RECORD), *compat.code(Path(app.srcdir))):
             app.env.note_dependency(str(Path(app.srcdir) / file))
+    for page in bound_pages(source[0]):
+        app.env.note_dependency(str(Path(app.srcdir) / "chapters" / f"{page}.ipynb"))
     notebook = Path(app.srcdir) / f"{docname}.ipynb"
     if notebook.exists():
         app.env.note_dependency(str(notebook))

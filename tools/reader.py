@@ -13,6 +13,7 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,8 @@ TITLE_TARGET = re.compile(r"^(?P<title>.*?) *<(?P<target>[^>]+)>$", re.DOTALL)
 PAGE_LINK = re.compile(r"\]\((?P<slug>\w+)\.md(?P<anchor>#[\w-]+)?\)")
 LABEL = re.compile(r"^\([\w:.-]+\)=\s*$", re.MULTILINE)
 FACT = re.compile(r"\{stamp\}`(?P<name>\w+)`")
+BOUND = re.compile(r"\{bound\}`(?P<page>\w+):(?P<name>[^`]+)`")
+LATER = "…"  # stands for a number of another page until that page is executed
 
 
 class SourceError(Exception):
@@ -49,6 +52,7 @@ class Context:
     equations: dict[str, str]
     citations: dict[str, dict[str, str]] = field(default_factory=dict)
     values: dict[str, str] = field(default_factory=dict)
+    bound: Callable[[str], str] = lambda reference: LATER
     facts: dict[str, str] = field(default_factory=dict)
     notebooks: set[str] = field(default_factory=set)
 
@@ -104,6 +108,33 @@ def glued_values(notebook: Any) -> dict[str, str]:
     return values
 
 
+@cache
+def _values_of(path: Path, changed: int) -> dict[str, str]:
+    return glued_values(nbformat.reads(read(path), as_version=4))
+
+
+def bound_value(reference: str, root: Path, where: str) -> str:
+    """The value that a cell of another page bound to a name: ``{bound}`page:name``` in a text is replaced by it."""
+    page, _, name = reference.partition(":")
+    path = root / "chapters" / f"{page}.ipynb"
+    if not path.exists():
+        raise SourceError(f"{where}: {{bound}}`{reference}`: there is no notebook chapters/{page}.ipynb")
+    values = _values_of(path, path.stat().st_mtime_ns)
+    if name not in values:
+        raise SourceError(f"{where}: {{bound}}`{reference}`: no cell of chapters/{page}.md glues {name!r}")
+    return values[name]
+
+
+def insert_bound(text: str, root: Path, where: str) -> str:
+    """The text with the numbers of other pages in the place of its ``{bound}`` roles."""
+    return BOUND.sub(lambda m: bound_value(f"{m['page']}:{m['name']}", root, where), text)
+
+
+def bound_pages(text: str) -> set[str]:
+    """The slugs of the pages whose numbers a text shows."""
+    return {match["page"] for match in BOUND.finditer(text)}
+
+
 def execution_facts(chapter: Chapter) -> dict[str, str]:
     """What is known of the chapter's execution and of the records: ``{stamp}`time`` in a text is replaced by it.
 
@@ -131,10 +162,16 @@ def insert_facts(text: str, facts: dict[str, str]) -> str:
     return FACT.sub(lambda m: facts[m["name"]], text)
 
 
-def context_for(chapter: Chapter, notebook: Any) -> Context:
-    """What references in a chapter resolve to, with the values of an executed notebook."""
+def context_for(chapter: Chapter, notebook: Any, *, alone: bool = False) -> Context:
+    """What references in a chapter resolve to, with the values of an executed notebook.
+
+    ``alone`` leaves open the numbers of other pages, which may not be executed yet.
+    """
     chapters = all_notebooks(chapter.root)
+    where = f"chapters/{chapter.slug}.md"
+    bound = (lambda reference: LATER) if alone else (lambda reference: bound_value(reference, chapter.root, where))
     return Context(
+        bound=bound,
         equations=equation_numbers(chapters),
         citations=citations(chapter.root),
         values=glued_values(notebook),
@@ -281,6 +318,8 @@ def _role(name: str, text: str, context: Context, where: str) -> str:
         return f"({_lookup(context.equations, target, 'equation', where)})"
     if name == "glue:text":
         return str(_lookup(context.values, target.split(":")[0], "value", where))
+    if name == "bound":
+        return context.bound(target)
     if name == "stamp":
         return str(_lookup(context.facts, target, "fact of the execution", where))
     if name in ("cite:p", "cite:t", "cite"):
@@ -414,9 +453,28 @@ def setup_cell(chapter: Chapter) -> Any:
     return cell
 
 
-def build_notebook(chapter: Chapter, executed: Any) -> Any:
+class _Anything(dict[str, str]):
+    """A table in which everything is found: values before the cells that make them have run."""
+
+    def __contains__(self, key: object) -> bool:
+        return True
+
+    def __missing__(self, key: str) -> str:
+        return LATER
+
+
+def check_text(chapter: Chapter) -> None:
+    """Raise :class:`SourceError` where the text holds what no notebook can show; numbers are taken on trust."""
+    context = context_for(chapter, None, alone=True)
+    context.values = _Anything()
+    for position, cell in enumerate(chapter.source.cells, start=1):
+        if cell.cell_type == "markdown":
+            to_markdown(cell.source, context, f"chapters/{chapter.slug}.md, cell {position}")
+
+
+def build_notebook(chapter: Chapter, executed: Any, *, alone: bool = False) -> Any:
     """The reader's notebook: the text of the source, the outputs of ``executed`` and its stamp."""
-    context = context_for(chapter, executed)
+    context = context_for(chapter, executed, alone=alone)
     stored = iter(code_cells_with_setup(executed))
     setup = setup_cell(chapter)
     first = next(stored)
@@ -449,9 +507,9 @@ def code_cells_with_setup(notebook: Any) -> list[Any]:
     return [c for c in notebook.cells if c.cell_type == "code"]
 
 
-def write_notebook(chapter: Chapter, executed: Any) -> bool:
+def write_notebook(chapter: Chapter, executed: Any, *, alone: bool = False) -> bool:
     """Write the reader's notebook if it differs from what is there; say whether it did."""
-    text = nbformat.writes(build_notebook(chapter, executed)) + "\n"
+    text = nbformat.writes(build_notebook(chapter, executed, alone=alone)) + "\n"
     if chapter.notebook_path.exists() and digest(read(chapter.notebook_path)) == digest(text):
         return False
     partial = chapter.notebook_path.with_suffix(".partial")
