@@ -17,8 +17,8 @@ _FAMILIES = {
         **{"cross-entropy": "-", "BCE": "-", "softmax": "-", "weighted BCE": "--", "BCE, base rate": ":"},
         "normalised softmax": "-.",
     },
-    "blue": {"multi-label softmax": "-", "pairwise loss": "--", "symmetric KL": ":"},
-    "green": {"focal loss": "-", "asymmetric loss": "--", "EMO": "-", "EMO + CE": "--", "hinge": ":"},
+    "blue": {"multi-label softmax": "-", "pairwise loss": "--", "symmetric KL": ":", "EMO + CE": "--"},
+    "green": {"focal loss": "-", "asymmetric loss": "--", "EMO": "-", "hinge": ":"},
     "magenta": {
         **{"soft truncation": "-", "hard truncation": "--"},
         **{"EXACT": "-", "−log P": "--", "EXACT, annealed": "-.", "EXACT, no warm-up": ":"},

@@ -21,7 +21,7 @@
   L.looks = {
     "cross-entropy": ["orange", "-"], BCE: ["orange", "-"], softmax: ["orange", "-"],
     "multi-label softmax": ["blue", "-"], "symmetric KL": ["blue", ":"],
-    "focal loss": ["green", "-"], EMO: ["green", "-"], "EMO + CE": ["green", "--"],
+    "focal loss": ["green", "-"], EMO: ["green", "-"], "EMO + CE": ["blue", "--"],
     "soft truncation": ["magenta", "-"], "hard truncation": ["magenta", "--"], EXACT: ["magenta", "-"],
     "AM-softmax": ["violet", "-"], ArcFace: ["violet", "--"], SphereFace: ["violet", ":"],
     "soft accuracy": ["violet", "-"],
@@ -49,8 +49,9 @@
   };
   let count = 0;
 
-  // A figure: {words, controls, height, margins, x, y, state, draw(stage), says(state)}. `draw` adds what is seen to
-  // the stage; all that depends on the state is given as functions and read again after each change.
+  // A figure: {controls, state, draw(panel), says(state)} and the axes' ranges x and y, or several panels, each with its
+  // ranges and its draw. What depends on the state is given as functions, which are read again after each change.
+  // `before(state)` may put what is slow to compute into the state first.
   L.figures = L.figures || {};
   L.define = (name, figure) => {
     L.figures[name] = figure;
@@ -62,89 +63,42 @@
   class Stage {
     constructor(root, figure) {
       this.figure = figure;
-      this.state = { ...figure.state };
-      this.first = { ...figure.state };
+      this.state = structuredClone(figure.state);
       this.updates = [];
-      this.handles = [];
       this.live = make("div", "touch-live", root);
       this.controls = make("div", "touch-controls", this.live);
       (figure.controls || []).forEach((c) => this.addControl(c));
-      this.box = make("div", "touch-board", this.live);
-      this.box.id = `touch-board-${Date.now().toString(36)}-${(count += 1)}`;
+      if (figure.before) figure.before(this.state);
+      const panels = make("div", "touch-panels", this.live);
       this.after = make("div", "", this.live);
+      this.panels = (figure.panels || [figure]).map((part) => new Panel(this, part, panels));
       this.says = make("p", "touch-says", this.live);
       this.says.setAttribute("aria-live", "polite");
       const reset = make("button", "touch-reset", this.live, "Reset");
       reset.type = "button";
-      reset.addEventListener("click", () => this.set({ ...this.first }));
-      this.begin();
-      new ResizeObserver(() => this.resize()).observe(this.box);
-    }
-
-    begin() {
-      const width = this.box.clientWidth || 560;
-      this.size(width);
-      this.board = JXG.JSXGraph.initBoard(this.box.id, {
-        boundingbox: this.bounds(width), axis: false, keepaspectratio: !!this.figure.square, showCopyright: false,
-        showNavigation: false, showInfobox: false, pan: { enabled: false }, zoom: { enabled: false, wheel: false },
-        keyboard: { enabled: false }, resize: { enabled: false }, drag: { enabled: true }, selection: { enabled: false },
-        title: this.figure.words, renderer: "svg", registerEvents: { keyboard: false, resize: false, wheel: false },
-      });
-      this.box.classList.remove("jxgbox");
-      this.figure.draw(this);
-      this.width = width;
+      reset.addEventListener("click", () => this.set(structuredClone(figure.state)));
       this.update();
-    }
-
-    size(width) {
-      const { height = 300 } = this.figure;
-      this.box.style.height = `${typeof height === "function" ? height(width) : height}px`;
-    }
-
-    // The part of the plane that is shown: the axes' ranges and margins in pixels around them.
-    bounds(width) {
-      const { x, y, margins = [18, 14, 38, 34] } = this.figure;
-      const [top, right, bottom, left] = margins;
-      const height = this.box.clientHeight || parseFloat(this.box.style.height);
-      const dx = (x[1] - x[0]) / (width - left - right), dy = (y[1] - y[0]) / (height - top - bottom);
-      return [x[0] - left * dx, y[1] + top * dy, x[1] + right * dx, y[0] - bottom * dy];
-    }
-
-    resize() {
-      const width = this.box.clientWidth;
-      if (!width || width === this.width) return;
-      this.width = width;
-      this.size(width);
-      this.board.resizeContainer(width, this.box.clientHeight, true, true);
-      this.board.setBoundingBox(this.bounds(width), !!this.figure.square);
-      this.update();
-    }
-
-    // x and y per pixel
-    get unit() {
-      return [1 / this.board.unitX, 1 / this.board.unitY];
     }
 
     set(changes) {
       Object.assign(this.state, changes);
-      if (this.figure.settle) this.figure.settle(this.state);
       this.update();
     }
 
     update() {
       if (this.figure.before) this.figure.before(this.state);
       this.updates.forEach((f) => f());
-      this.board.fullUpdate();
+      this.panels.forEach((panel) => panel.board.fullUpdate());
       const text = this.figure.says(this.state);
       if (this.says.textContent !== text) this.says.textContent = text;
     }
 
-    // -------------------------------------------------------------- what is moved
     addControl(c) {
       if (c.choices) {
         const group = make("div", "touch-switch", this.controls);
         group.setAttribute("role", "radiogroup");
         group.setAttribute("aria-label", c.label);
+        make("span", "", group, c.label);
         const name = `touch-${c.name}-${(count += 1)}`;
         c.choices.forEach(([value, label]) => {
           const row = make("label", "", group), input = make("input", "", row);
@@ -164,112 +118,14 @@
       const show = c.show || ((v) => L.number(v, 1));
       Object.assign(input, { type: "range", min: c.min, max: c.max, step: c.step });
       input.dataset.name = c.name;
+      input.setAttribute("aria-label", c.label);
       input.addEventListener("input", () => this.set({ [c.name]: Number(input.value) }));
       this.updates.push(() => {
         const value = this.state[c.name];
         input.value = value;
-        shown.textContent = show(value);
-        input.setAttribute("aria-valuetext", show(value));
+        shown.textContent = show(value, this.state);
+        input.setAttribute("aria-valuetext", show(value, this.state));
       });
-    }
-
-    // A point that can be dragged or moved with the arrow keys. `at` gives its place, `move` takes the wanted one,
-    // `says` is what a screen reader hears, `axis` is "x", "y" or "xy" (default).
-    handle({ at, move, label, says, color = "blue", axis = "xy", step, size = 8, shape }) {
-      const point = this.board.create("point", at(this.state), {
-        name: "", size, fillColor: L.color(color), strokeColor: "transparent", highlight: false, showInfobox: false,
-        cssClass: "touch-handle", highlightCssClass: "touch-handle", layer: 9, tabindex: 0, face: shape || "o",
-        withLabel: false,
-      });
-      const node = point.rendNode;
-      node.classList.add("touch-handle");
-      node.style.color = L.color(color);
-      node.setAttribute("role", "slider");
-      node.setAttribute("aria-label", label);
-      const go = (x, y) => {
-        move(this.state, x, y);
-        this.set({});
-      };
-      point.on("drag", () => go(point.X(), point.Y()));
-      const { x, y } = this.figure;
-      const steps = step || [(x[1] - x[0]) / 50, (y[1] - y[0]) / 50];
-      const keys = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, 1], ArrowDown: [0, -1] };
-      node.addEventListener("keydown", (event) => {
-        const way = keys[event.key];
-        if (!way || event.ctrlKey || event.altKey || event.metaKey) return;
-        event.preventDefault();
-        event.stopPropagation();
-        const n = event.shiftKey ? 5 : 1;
-        let [dx, dy] = way;
-        if (axis === "x") [dx, dy] = [dx + dy, 0];
-        if (axis === "y") [dx, dy] = [0, dx + dy];
-        const [px, py] = at(this.state);
-        go(px + n * dx * steps[0], py + n * dy * steps[1]);
-      });
-      this.updates.push(() => {
-        const [px, py] = at(this.state);
-        point.setPositionDirectly(JXG.COORDS_BY_USER, [px, py]);
-        const along = axis === "y" ? 1 : 0;
-        node.setAttribute("aria-valuenow", [px, py][along].toFixed(3));
-        node.setAttribute("aria-valuemin", this.figure[along ? "y" : "x"][0]);
-        node.setAttribute("aria-valuemax", this.figure[along ? "y" : "x"][1]);
-        node.setAttribute("aria-valuetext", says(this.state));
-      });
-      this.handles.push(point);
-      return point;
-    }
-
-    // -------------------------------------------------------------- what is seen
-    // A curve through the points that `points(state)` gives as [xs, ys].
-    curve(points, { color = "ink", width = 2.5, dash = 0, fill, opacity = 1 } = {}) {
-      const read = () => {
-        const [xs, ys] = points(this.state);
-        return [xs.slice(), ys.slice()];
-      };
-      const curve = this.board.create("curve", read(), {
-        strokeColor: L.color(color), strokeWidth: width, dash, strokeOpacity: opacity, highlight: false, fixed: true,
-        lineCap: "round", fillColor: fill ? L.color(color) : "none", fillOpacity: fill || 0, layer: fill ? 2 : 5,
-      });
-      curve.updateDataArray = function () {
-        [this.dataX, this.dataY] = read();
-      };
-      return curve;
-    }
-
-    loss(name, points, options = {}) {
-      return this.curve(points, { color: name, dash: L.dash(name), ...options });
-    }
-
-    // Text at a place; x, y and the text may depend on the state.
-    text(at, text, { color = "ink", size = 14, anchor = "left", bold = false, vertical = "middle" } = {}) {
-      const place = () => (typeof at === "function" ? at(this.state, this) : at);
-      const says = () => String(typeof text === "function" ? text(this.state) : text);
-      return this.board.create("text", [() => place()[0], () => place()[1], says], {
-        display: "internal", fontSize: size, anchorX: anchor, anchorY: vertical, strokeColor: L.color(color), fixed: true,
-        highlight: false, parse: false, useASCIIMathML: false, useMathJax: false, layer: 8, cssClass: "touch-text",
-        highlightCssClass: "touch-text", cssDefaultStyle: bold ? "font-weight: 600" : "",
-        highlightCssDefaultStyle: bold ? "font-weight: 600" : "",
-      });
-    }
-
-    // Axes along the lower and the left edge of the ranges, with numbers and titles.
-    axes({ xTicks, yTicks, xTitle, yTitle, grid = true }) {
-      const { x, y } = this.figure;
-      this.curve(() => [[x[0], x[1]], [y[0], y[0]]], { color: "faint", width: 1.2 });
-      xTicks.forEach((t) => {
-        const [value, label] = Array.isArray(t) ? t : [t, minus(String(t))];
-        this.text(() => [value, y[0] - 11 * this.unit[1]], label, { size: 13, anchor: "middle" });
-        this.curve(() => [[value, value], [y[0], y[0] - 4 * this.unit[1]]], { color: "faint", width: 1.2 });
-      });
-      (yTicks || []).forEach((t) => {
-        const [value, label] = Array.isArray(t) ? t : [t, minus(String(t))];
-        this.text(() => [x[0] - 6 * this.unit[0], value], label, { size: 13, anchor: "right" });
-        if (grid) this.curve(() => [[x[0], x[1]], [value, value]], { color: "grid", width: 1 });
-      });
-      if (xTitle) this.text(() => [x[1], y[0] - 28 * this.unit[1]], xTitle, { size: 13, anchor: "right" });
-      if (yTitle) {
-        this.text(() => [x[0] - 24 * this.unit[0], y[1] + 10 * this.unit[1]], yTitle, { size: 13, anchor: "left" });
-      }
     }
 
     // Horizontal bars below the plot: rows of {label, color, value(state) in [0, 1], show(value)}.
@@ -286,6 +142,158 @@
           number.textContent = show(v);
         });
       });
+    }
+  }
+
+  class Panel {
+    constructor(stage, part, parent) {
+      this.stage = stage;
+      this.part = part;
+      this.state = stage.state;
+      this.box = make("div", "touch-board", parent);
+      this.box.id = `touch-board-${Date.now().toString(36)}-${(count += 1)}`;
+      const width = this.box.clientWidth || 560;
+      this.size(width);
+      this.board = JXG.JSXGraph.initBoard(this.box.id, {
+        boundingbox: this.bounds(width), axis: false, keepaspectratio: false, showCopyright: false,
+        showNavigation: false, showInfobox: false, pan: { enabled: false }, zoom: { enabled: false, wheel: false },
+        keyboard: { enabled: false }, resize: { enabled: false }, selection: { enabled: false }, renderer: "svg",
+        title: part.words, registerEvents: { keyboard: false, resize: false, wheel: false },
+      });
+      this.box.classList.remove("jxgbox");
+      part.draw(this);
+      new ResizeObserver(() => this.resize()).observe(this.box);
+    }
+
+    size(width) {
+      const { height = 300, square, x, y } = this.part, [top, right, bottom, left] = this.margins;
+      this.height = square
+        ? Math.round(((width - left - right) * (y[1] - y[0])) / (x[1] - x[0]) + top + bottom)
+        : typeof height === "function" ? height(width) : height;
+      this.width = width;
+      this.box.style.height = `${this.height}px`;
+    }
+
+    get margins() {
+      return this.part.margins || [24, 12, 42, 32];
+    }
+
+    // The part of the plane that is shown: the ranges of the axes, and margins in pixels around them.
+    bounds(width) {
+      const { x, y } = this.part, [top, right, bottom, left] = this.margins;
+      const dx = (x[1] - x[0]) / (width - left - right), dy = (y[1] - y[0]) / (this.height - top - bottom);
+      return [x[0] - left * dx, y[1] + top * dy, x[1] + right * dx, y[0] - bottom * dy];
+    }
+
+    resize() {
+      const width = this.box.clientWidth;
+      if (!width || width === this.width) return;
+      this.size(width);
+      this.board.resizeContainer(width, this.height, true, true);
+      this.board.setBoundingBox(this.bounds(width), false);
+      this.stage.update();
+    }
+
+    // x and y for each pixel
+    get unit() {
+      return [1 / this.board.unitX, 1 / this.board.unitY];
+    }
+
+    // A point that can be dragged or moved with the arrow keys. `at` gives its place, `move` takes the wanted one,
+    // `says` is what a screen reader hears; `axis` is "x", "y" or "xy" and says along what the keys move it. With
+    // `turn` the keys turn it by degrees instead, left and up against the clock.
+    handle({ at, move, turn, label, says, color = "blue", axis = "xy", step, size = 8, face = "o" }) {
+      const point = this.board.create("point", at(this.state), {
+        name: "", withLabel: false, size, face, fillColor: L.color(color), strokeColor: "none", strokeWidth: 20,
+        highlight: false, showInfobox: false, layer: 9, tabindex: 0, cssClass: "touch-handle",
+        highlightCssClass: "touch-handle",
+      });
+      const node = point.rendNode, { x, y } = this.part;
+      node.classList.add("touch-handle");
+      node.style.color = L.color(color);
+      node.setAttribute("role", "slider");
+      node.setAttribute("aria-label", label);
+      const go = (px, py) => {
+        move(this.state, px, py);
+        this.stage.set({});
+      };
+      point.on("drag", () => go(point.X(), point.Y()));
+      const steps = step || [(x[1] - x[0]) / 50, (y[1] - y[0]) / 50];
+      const keys = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, 1], ArrowDown: [0, -1] };
+      node.addEventListener("keydown", (event) => {
+        if (!keys[event.key] || event.ctrlKey || event.altKey || event.metaKey) return;
+        event.preventDefault();
+        event.stopPropagation();
+        const n = event.shiftKey ? 5 : 1;
+        let [dx, dy] = keys[event.key];
+        if (turn) {
+          turn(this.state, n * (dy - dx));
+          this.stage.set({});
+          return;
+        }
+        if (axis === "x") [dx, dy] = [dx + dy, 0];
+        if (axis === "y") [dx, dy] = [0, dx + dy];
+        const [px, py] = at(this.state);
+        go(px + n * dx * steps[0], py + n * dy * steps[1]);
+      });
+      this.stage.updates.push(() => {
+        const place = at(this.state), along = axis === "y" ? 1 : 0, range = along ? y : x;
+        point.setPositionDirectly(JXG.COORDS_BY_USER, place);
+        node.setAttribute("aria-valuenow", place[along].toFixed(3));
+        node.setAttribute("aria-valuemin", range[0]);
+        node.setAttribute("aria-valuemax", range[1]);
+        node.setAttribute("aria-valuetext", says(this.state));
+      });
+      return point;
+    }
+
+    // A curve through the points that `points(state)` gives as [xs, ys]; NaN lifts the pen.
+    curve(points, { color = "ink", width = 2.5, dash = 0, fill = 0, opacity = 1, layer, arrow = false } = {}) {
+      const read = () => points(this.state).map((values) => values.slice());
+      const pick = (value) => (typeof value === "function" ? () => value(this.state) : value);
+      const curve = this.board.create("curve", read(), {
+        strokeColor: L.color(color), strokeWidth: pick(width), dash, strokeOpacity: pick(opacity), highlight: false,
+        fixed: true, lineCap: "round", fillColor: fill ? L.color(color) : "none", fillOpacity: pick(fill),
+        layer: layer || (fill ? 2 : 5), lastArrow: arrow ? { type: 2, size: 5 } : false,
+      });
+      curve.updateDataArray = function () {
+        [this.dataX, this.dataY] = read();
+      };
+      return curve;
+    }
+
+    // A curve in the colour and the line of a loss.
+    loss(name, points, options = {}) {
+      return this.curve(points, { color: name, dash: L.dash(name), ...options });
+    }
+
+    // Text at a place; both may depend on the state.
+    text(at, text, { color = "ink", size = 14, anchor = "left", bold = false, vertical = "middle" } = {}) {
+      const place = () => (typeof at === "function" ? at(this.state) : at);
+      const says = () => String(typeof text === "function" ? text(this.state) : text);
+      return this.board.create("text", [() => place()[0], () => place()[1], says], {
+        display: "internal", fontSize: size, anchorX: anchor, anchorY: vertical, strokeColor: L.color(color), fixed: true,
+        highlight: false, parse: false, useASCIIMathML: false, useMathJax: false, layer: 8,
+        cssClass: bold ? "touch-text touch-bold" : "touch-text",
+      });
+    }
+
+    // Axes along the lower and the left edge of the ranges, with numbers and titles.
+    axes({ xTicks = [], yTicks = [], xTitle, yTitle, base = true }) {
+      const { x, y } = this.part, of = (t) => (Array.isArray(t) ? t : [t, minus(String(t))]);
+      if (base) this.curve(() => [x, [y[0], y[0]]], { color: "faint", width: 1.2 });
+      xTicks.map(of).forEach(([value, label]) => {
+        this.text(() => [value, y[0] - 13 * this.unit[1]], label, { size: 13, anchor: "middle" });
+        this.curve(() => [[value, value], [y[0], y[0] - 4 * this.unit[1]]], { color: "faint", width: 1.2 });
+      });
+      yTicks.map(of).forEach(([value, label]) => {
+        this.text(() => [x[0] - 6 * this.unit[0], value], label, { size: 13, anchor: "right" });
+        this.curve(() => [x, [value, value]], { color: "grid", width: 1, layer: 1 });
+      });
+      if (xTitle) this.text(() => [x[1], y[0] - 31 * this.unit[1]], xTitle, { size: 13, anchor: "right" });
+      if (yTitle) {
+        this.text(() => [x[0] - (this.margins[3] - 4) * this.unit[0], y[1] + 14 * this.unit[1]], yTitle, { size: 13 });
+      }
     }
   }
 
