@@ -77,6 +77,7 @@ def calls() -> list[Call]:
         Call("linear_margin_softmax_loss", (hidden, weight, t), (0, 1), psi),
         Call("exact_loss", (s, t)),
         Call("soft_accuracy_loss", (s, t)),
+        Call("power_bce", (s, soft), options=(("n", 4.0),)),
         Call("emo_loss", (s, t, vectors)),
         Call("emo_ce_loss", (s, t, vectors)),
         Call("linear_emo_loss", (hidden, weight, t, vectors), (0, 1)),
@@ -96,7 +97,7 @@ ALL = calls()
 LOSSES = [call for call in ALL if call.takes("reduction")]
 # losses of rows: the classes lie in one dimension of the scores
 OF_ROWS = [
-    c for c in LOSSES if not c.name.startswith(("linear", "hard", "soft_truncated_bce", "sigmoid", "asymmetric"))
+    c for c in LOSSES if not c.name.startswith(("linear", "hard", "soft_truncated_bce", "sigmoid", "asymmetric", "power"))
 ]
 
 
