@@ -1,5 +1,6 @@
-"""What every chapter must have: exercises that work, numbers from cells, pictures with words, checked claims."""
+"""What every chapter must have: a verdict that runs, exercises that work, numbers from cells, checked claims."""
 
+import ast
 import re
 import shutil
 import subprocess
@@ -8,13 +9,16 @@ import sys
 import nbformat
 import pytest
 
-from tools.chapters import ROOT, all_chapters, all_notebooks, code_cells
+from lossbook.plotting import LOSS
+from tools import limits
+from tools.chapters import ROOT, all_chapters, all_notebooks, code_cells, pages_of, plain_python
+from tools.generated import EXERCISE, QUESTION
 from tools.reader import CODE_SPAN, DISPLAY, ROLE, SETUP_TAG, _outside_fences, insert_facts
 
 CHAPTERS = pytest.mark.parametrize("chapter", all_chapters(), ids=lambda c: c.slug)
+PARTS = pytest.mark.parametrize("chapter", [p for p in all_notebooks() if p.number], ids=lambda c: c.slug)
 PAGES = pytest.mark.parametrize("chapter", all_notebooks(), ids=lambda c: c.slug)  # with those that are no chapters
-EXERCISE = re.compile(r":::\{admonition\} Exercise (\d+\.\d+): (.+)")
-SOLUTION = re.compile(r":::\{admonition\} Solution (\d+\.\d+)\n:class: dropdown\n(.*?)\n:::", re.DOTALL)
+SOLUTION = re.compile(r"^:::\{admonition\} Solution (\d+\.\d+).*\n:class: dropdown.*\n([\s\S]*?)\n:::$", re.MULTILINE)
 PYTHON = re.compile(r"```python\n(.*?)\n```", re.DOTALL)
 
 
@@ -23,7 +27,165 @@ def source_text(chapter):
 
 
 def tagged(chapter, tag):
-    return [cell for cell in code_cells(chapter.source) if tag in cell.metadata.get("tags", [])]
+    return [cell for cell in code_cells(chapter.source) if tag in limits.tags(cell)]
+
+
+def part(chapter, kind):
+    """The chapter's page of a kind."""
+    (found,) = [page for page in pages_of(chapter) if page.kind == kind]
+    return found
+
+
+# ---------------------------------------------------------------- the anatomy
+
+
+@CHAPTERS
+def test_a_chapter_has_evidence_and_exercises_and_they_link_each_other(chapter):
+    assert [page.kind for page in pages_of(chapter)] == ["chapter", "evidence", "exercises"]
+    text = source_text(chapter)
+    assert text.count(f"({chapter.slug}_evidence.md") >= 2, "the verdict and sentences of the text lead to the evidence"
+    assert f"({chapter.slug}_exercises.md)" in text.split("{admonition} Question 3")[1], (
+        "the end leads to the exercises"
+    )
+    for page in pages_of(chapter)[1:]:
+        assert re.search(rf"\({chapter.slug}\.md[#)]", source_text(page)), "a way back to the chapter"
+    assert source_text(part(chapter, "evidence")).split("\n# ")[1].startswith("Evidence: ")
+    assert source_text(part(chapter, "exercises")).split("\n# ")[1].startswith("Exercises: ")
+
+
+@CHAPTERS
+def test_the_verdict_is_the_first_thing(chapter):
+    first = chapter.source.cells[0].source
+    assert re.match(r"# [^\n]+\n+:{3,}\{admonition\} [^\n]+\?\n:class: verdict\n", first)
+    assert "```bash\npip install lossbook\n```" in first
+    assert "{stamp}`time`" in first
+    assert "minutes to read" in first
+    assert re.search(r"\{(?:glue:text|bound)\}", first), "a verdict has numbers"
+    assert "imports" in limits.tags(chapter.source.cells[1])
+    assert "cover" in limits.tags(chapter.source.cells[2]), "a small picture follows"
+
+
+def verdict_inputs(slug):
+    """What the lines of code of each verdict speak of."""
+    import torch
+
+    rows, labels, size = 8, 20, 16
+    torch.manual_seed(0)
+    space = {
+        "scores": torch.randn(rows, labels, requires_grad=True),
+        "targets": (torch.rand(rows, labels) < 0.2).float(),
+        "target": torch.randint(labels, (rows,)),
+    }
+    return space | VERDICTS.get(slug, lambda *_: {})(torch, rows, labels, size)
+
+
+# What the lines of each verdict need beyond `scores` (8, 20), `targets` of 0 and 1 and `target`, a class a row.
+VERDICTS = {
+    "soft_labels": lambda torch, rows, labels, size: {
+        "targets": torch.rand(rows, labels),
+        "other": torch.randn(rows, labels),
+        "x": torch.randn(rows, size),
+    },
+    "am_softmax": lambda torch, rows, labels, size: {
+        "embeddings": torch.randn(rows, size, requires_grad=True),
+        "embedding": torch.randn(rows, size, requires_grad=True),
+        "size": size,
+        "classes": labels,
+        "targets": torch.randint(labels, (rows,)),
+        "labels": torch.randint(labels, (rows,)),
+    },
+    "accuracy": lambda torch, rows, labels, size: {"targets": torch.randint(labels, (rows,))},
+    "emo": lambda torch, rows, labels, size: {
+        "targets": torch.randint(labels, (rows,)),
+        "hidden": torch.randn(rows, size, requires_grad=True),
+        "weight": torch.randn(labels, size, requires_grad=True),
+        "vectors": torch.randn(labels, size),
+        "embeddings": torch.randn(labels, size),
+    },
+}
+
+
+@CHAPTERS
+def test_the_lines_of_the_verdict_run(chapter):
+    import torch
+
+    space = verdict_inputs(chapter.slug)
+    code = "\n".join(PYTHON.findall(chapter.source.cells[0].source))
+    assert len(code.splitlines()) <= 12
+    assert "from lossbook" in code
+    exec(code, space)
+    assert isinstance(space["loss"], torch.Tensor), "the lines end in a loss"
+    assert space["loss"].isfinite().all()
+    space["loss"].sum().backward()
+
+
+@CHAPTERS
+def test_there_are_three_questions_with_explained_answers(chapter):
+    questions = QUESTION.findall(source_text(chapter))
+    assert [number for number, *_ in questions] == ["1", "2", "3"]
+    for _, title, answer in questions:
+        assert title.endswith("?")
+        assert len(answer.split()) >= 20, f"explain the answer: {title}"
+
+
+@CHAPTERS
+def test_one_figure_can_be_touched(chapter):
+    (cell,) = tagged(chapter, "touch")
+    assert f'touch("{chapter.slug}")' in cell.source
+    assert {"hide-input", "nbval-ignore-output"} <= limits.tags(cell)
+
+
+@CHAPTERS
+def test_the_formula_is_shown_as_the_package_has_it(chapter):
+    shown = [listing for cell in code_cells(chapter.notebook) if (listing := limits.listings(cell))]
+    assert shown, "show_source(lossbook....)"
+    assert min(map(len, shown)) <= 25
+
+
+# ---------------------------------------------------------------- limits
+
+
+@PARTS
+def test_limits(chapter):
+    assert limits.size(chapter).passed(chapter.kind) == []
+
+
+@PARTS
+def test_one_sentence_a_line(chapter):
+    assert limits.sentences_inside(chapter) == []
+
+
+@PARTS
+def test_claims_and_setting_up_are_out_of_sight(chapter):
+    """The text of a chapter says what its claims check; on the evidence page they are folded."""
+    for cell in code_cells(chapter.source):
+        if re.search(r"^ *claim\(", cell.source, re.MULTILINE) and "exercise" not in limits.tags(cell):
+            allowed = {"remove-cell"} if chapter.kind == "chapter" else {"remove-cell", "hide-cell", "hide-input"}
+            assert limits.tags(cell) & allowed, cell.source[:80]
+    for cell in tagged(chapter, "imports"):
+        assert limits.tags(cell) & limits.FOLDED
+
+
+def looks(tree):
+    """Of Python code: each name of a loss that gets a label or a key, with the expressions that colour it."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            given = {word.arg: word.value for word in node.keywords if word.arg}
+            if isinstance(label := given.get("label"), ast.Constant):
+                yield label.value, [given[key] for key in ("c", "color", "linestyle", "ls") if key in given]
+        if isinstance(node, ast.Dict):
+            for key, value in zip(node.keys, node.values, strict=True):
+                if isinstance(key, ast.Constant) and re.match(r"COLORS\b|['\"]#", ast.unparse(value)):
+                    yield key.value, [value]
+
+
+@PAGES
+def test_one_loss_has_one_colour_everywhere(chapter):
+    for cell in code_cells(chapter.source):
+        for name, colours in looks(ast.parse(plain_python(cell.source))):
+            if name in LOSS:
+                for colour in colours:
+                    assert f"LOSS['{name}']" in ast.unparse(colour), f"{name} is drawn in {ast.unparse(colour)}"
 
 
 # ---------------------------------------------------------------- exercises
@@ -31,7 +193,7 @@ def tagged(chapter, tag):
 
 def exercises():
     """Chapter, number, stub, checks and solution of every exercise."""
-    for chapter in all_chapters():
+    for chapter in [page for page in all_notebooks() if page.kind == "exercises"]:
         solutions = {number: "\n".join(PYTHON.findall(body)) for number, body in SOLUTION.findall(source_text(chapter))}
         for cell in tagged(chapter, "exercise"):
             number = re.search(r'with exercise\("([\d.]+)"', cell.source).group(1)
@@ -59,12 +221,14 @@ def test_the_stub_fails_and_the_solution_passes(chapter, number, stub, checks, s
 
 @CHAPTERS
 def test_there_are_five_exercises_or_more_each_with_text_stub_and_solution(chapter):
-    text = source_text(chapter)
-    numbers = [number for number, _ in EXERCISE.findall(text)]
+    page = part(chapter, "exercises")
+    text = source_text(page)
+    numbers = [number for number, *_ in EXERCISE.findall(text)]
     assert numbers == [f"{chapter.number}.{i}" for i in range(1, len(numbers) + 1)]
-    assert len(numbers) >= 5
+    assert len(numbers) == text.count("{admonition} Exercise") >= 5, "each with its difficulty and minutes"
     assert numbers == [number for number, _ in SOLUTION.findall(text)]
-    assert numbers == [re.search(r'with exercise\("([\d.]+)"', c.source).group(1) for c in tagged(chapter, "exercise")]
+    assert numbers == [re.search(r'with exercise\("([\d.]+)"', c.source).group(1) for c in tagged(page, "exercise")]
+    assert "{admonition} Exercise" not in source_text(chapter)
 
 
 # ---------------------------------------------------------------- truth
@@ -87,7 +251,8 @@ def test_numbers_in_prose_come_from_cells(chapter):
 
 @CHAPTERS
 def test_claims_are_checked_cells(chapter):
-    printed = [o.text for c in code_cells(chapter.notebook) for o in c.outputs if o.output_type == "stream"]
+    pages = [chapter, part(chapter, "evidence")]
+    printed = [o.text for page in pages for c in code_cells(page.notebook) for o in c.outputs if "text" in o]
     assert sum(text.count("✓") for text in printed) >= 6
 
 
@@ -95,18 +260,19 @@ def test_claims_are_checked_cells(chapter):
 def test_a_page_that_shows_a_record_says_where_it_comes_from(chapter):
     code = "\n".join(cell.source for cell in code_cells(chapter.source))
     text = source_text(chapter)
-    for slug in re.findall(r'Record\.load\("(\w+)"\)', code):
-        assert f"{{stamp}}`record{'' if slug == chapter.slug else '_' + slug}`" in text
-    if chapter.number is not None:
-        assert f'Record.load("{chapter.slug}")' in code
+    for slug in re.findall(r'Record\.load\("(\w+)"', code):
+        assert f"{{stamp}}`record{'' if slug == chapter.main else '_' + slug}`" in text
+    if chapter.kind == "chapter":
+        assert f'Record.load("{chapter.slug}"' in code
 
 
 @CHAPTERS
 def test_at_least_six_cells_are_compared_exactly(chapter):
     compared = [
         c
-        for c in code_cells(chapter.notebook)
-        if "nbval-ignore-output" not in c.metadata.get("tags", [])
+        for page in (chapter, part(chapter, "evidence"))
+        for c in code_cells(page.notebook)
+        if "nbval-ignore-output" not in limits.tags(c)
         and any(o.output_type == "stream" and o.name == "stdout" for o in c.outputs)
     ]
     assert len(compared) >= 6
@@ -132,7 +298,7 @@ def test_every_figure_has_alt_text(chapter):
 
 @CHAPTERS
 def test_one_figure_is_the_cover(chapter):
-    (cover,) = [i for i, c in enumerate(code_cells(chapter.source)) if "cover" in c.metadata.get("tags", [])]
+    (cover,) = [i for i, c in enumerate(code_cells(chapter.source)) if "cover" in limits.tags(c)]
     assert any("image/png" in o.get("data", {}) for o in code_cells(chapter.notebook)[cover].outputs)
 
 
@@ -170,19 +336,19 @@ def nbval(notebook, package_root):
 
 @CHAPTERS
 def test_nbval_fails_when_a_sign_in_the_loss_is_flipped(chapter, tmp_path):
-    """On a copy without the cells that train, which take long and whose outputs are not compared."""
+    """On copies of chapter and evidence without the cells that train, whose outputs are not compared."""
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     shutil.copytree(ROOT / "lossbook", tmp_path / "lossbook", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(ROOT / "data", tmp_path / "data")
-    notebook = nbformat.from_dict(chapter.notebook)
     needed = {"lossbook-live", "nbval-ignore-output", SETUP_TAG}
-    notebook.cells = [
-        c for c in notebook.cells if c.cell_type == "code" and not needed & set(c.metadata.get("tags", []))
-    ]
-    path = tmp_path / "copy.ipynb"
-    nbformat.write(notebook, path)
+    copies = tmp_path / "copies"
+    copies.mkdir()
+    for page in (chapter, part(chapter, "evidence")):
+        notebook = nbformat.from_dict(page.notebook)
+        notebook.cells = [c for c in notebook.cells if c.cell_type == "code" and not needed & limits.tags(c)]
+        nbformat.write(notebook, copies / f"{page.slug}.ipynb")
 
-    unchanged = nbval(path, tmp_path)
+    unchanged = nbval(copies, tmp_path)
     assert unchanged.returncode == 0, unchanged.stdout[-3000:]
 
     module = tmp_path / "lossbook" / f"{chapter.slug}.py"
@@ -190,7 +356,7 @@ def test_nbval_fails_when_a_sign_in_the_loss_is_flipped(chapter, tmp_path):
     sign = FLIPS[chapter.slug]
     assert text.count(sign[0]) >= 1
     module.write_text(text.replace(*sign), encoding="utf-8")
-    flipped = nbval(path, tmp_path)
+    flipped = nbval(copies, tmp_path)
     assert flipped.returncode == 1, flipped.stdout[-3000:]
     assert re.search(r"\d+ failed", flipped.stdout)
     assert "Cell outputs differ" in flipped.stdout

@@ -8,7 +8,8 @@ import pytest
 
 import lossbook
 
-ROOMS = {"advice", "claims", "data", "devices", "exercises", "metrics", "models", "plotting", "records", "training"}
+ROOMS = {"advice", "claims", "data", "devices", "exercises", "metrics", "models", "plotting", "records", "touch"}
+ROOMS |= {"training"}
 MODULES = {path.stem for path in Path(lossbook.__file__).parent.glob("*.py") if not path.stem.startswith("_")}
 LOSSES = MODULES - ROOMS
 

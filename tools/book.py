@@ -19,14 +19,14 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-LEFT_OUT = {"_build", "dist", "tests", "docs", "shared", "__pycache__", "_static/covers", "experiments/runs"}
-PAGES = ("chapters/", "lossbook/", "data/", "experiments/", "index.md")  # what Sphinx follows by itself
+LEFT_OUT = {"_build", "dist", "docs", "shared", "__pycache__", "_static/covers", "experiments/runs"}
+PAGES = ("chapters/", "lossbook/", "data/", "experiments/", "tests/", "index.md")  # what Sphinx follows by itself
 # Headings, labels, and names of Python: what other pages show of a page or a module.
 SHOWN_ELSEWHERE = re.compile(r"^#+ .*|^ *(?:async )?(?:def|class) \w+|^.*\([\w:.-]+\)=?$|^ *:(?:label|name):.*", re.M)
 
 
 def files(root: Path) -> Iterator[Path]:
-    """The files that the pages may depend on: all but hidden ones, tests and what is made."""
+    """The files that the pages may depend on: all but hidden ones and what is made."""
     for folder, names, found in os.walk(root):
         here = Path(folder).relative_to(root)
         names[:] = [n for n in names if n[0] != "." and n not in LEFT_OUT and (here / n).as_posix() not in LEFT_OUT]
@@ -47,8 +47,9 @@ def inputs(root: Path) -> dict[str, str]:
 def shared(root: Path) -> str:
     """Digest of what the pages show of each other."""
     texts = {p.relative_to(root).as_posix(): p for p in files(root) if p.suffix in (".md", ".py")}
+    texts = {name: path for name, path in texts.items() if name.startswith(PAGES) and not name.startswith("tests/")}
     shown = [(name, SHOWN_ELSEWHERE.findall(path.read_text(encoding="utf-8"))) for name, path in sorted(texts.items())]
-    return fingerprint(json.dumps([entry for entry in shown if entry[0].startswith(PAGES)]).encode())
+    return fingerprint(json.dumps(shown).encode())
 
 
 def outputs(root: Path) -> str:

@@ -16,13 +16,12 @@ from typing import Any
 import jupytext
 from sphinx.errors import SphinxError
 
-from tools import compat
-from tools.chapters import ROOT, Chapter, StaleChapterError, all_notebooks, code_cells
+from tools import generated
+from tools.chapters import ROOT, StaleChapterError, all_notebooks, code_cells
 from tools.provenance import deciding_code, record_path
 from tools.reader import SourceError, bound_pages, execution_facts, insert_bound, insert_facts, records_told
 
 COVERS = "_static/covers"  # made by the build, not committed
-COMPAT = "{stamp}`compat`"  # in a page's text: the table of the versions of torch that were tried
 
 
 class StaleError(SphinxError):  # type: ignore[misc]
@@ -33,7 +32,7 @@ class StaleError(SphinxError):  # type: ignore[misc]
 
 def read_page(text: str) -> Any:
     """The notebook of a page: for a chapter with its stored outputs, for other pages the text alone."""
-    page = jupytext.reads(text.replace(COMPAT, compat.table()), fmt="md:myst")
+    page = jupytext.reads(generated.insert(text), fmt="md:myst")
     slug = page.metadata.get("slug")
     for cell in page.cells:
         if cell.cell_type == "markdown":
@@ -48,7 +47,7 @@ def read_page(text: str) -> Any:
     facts = execution_facts(chapter)
     for cell in page.cells:
         if cell.cell_type == "markdown":
-            cell.source = insert_facts(cell.source, facts)
+            cell.source = generated.with_names(insert_facts(cell.source, facts), chapter)
     for cell, stored in zip(code_cells(page), code_cells(chapter.notebook), strict=True):
         cell.outputs = copy.deepcopy(stored.outputs)
         cell.execution_count = stored.execution_count
@@ -85,9 +84,8 @@ def draw_covers(app: Any) -> None:
 
 def note_dependencies(app: Any, docname: str, source: list[str]) -> None:
     """Read a page again when its notebook or a record that it shows changed, though its text did not."""
-    if COMPAT in source[0]:
-        for file in (str(compat.RECORD), *compat.code(Path(app.srcdir))):
-            app.env.note_dependency(str(Path(app.srcdir) / file))
+    for file in generated.sources(source[0], Path(app.srcdir)):
+        app.env.note_dependency(str(file))
     for page in bound_pages(source[0]):
         app.env.note_dependency(str(Path(app.srcdir) / "chapters" / f"{page}.ipynb"))
     notebook = Path(app.srcdir) / f"{docname}.ipynb"
@@ -96,7 +94,7 @@ def note_dependencies(app: Any, docname: str, source: list[str]) -> None:
         root = Path(app.srcdir)
         app.env.note_dependency(str(root / "data/results/timings.json"))
         # where a page speaks of a record, it says whether the code behind it has changed
-        for slug in records_told(Chapter(notebook.stem, None, root)).values():
+        for slug in records_told(next(page for page in all_notebooks(root) if page.slug == notebook.stem)).values():
             for name in (record_path(slug, root), *map(root.joinpath, deciding_code(slug, root))):
                 app.env.note_dependency(str(name))
 

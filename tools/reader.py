@@ -138,13 +138,11 @@ def bound_pages(text: str) -> set[str]:
 def execution_facts(chapter: Chapter) -> dict[str, str]:
     """What is known of the chapter's execution and of the records: ``{stamp}`time`` in a text is replaced by it.
 
-    ``record`` is the sentence on the chapter's own record, ``record_<slug>`` on that of another chapter.
+    ``record`` is the sentence on the record of the page's chapter, ``record_<slug>`` on that of another one.
     """
     path = chapter.root / TIMINGS
     times = json.loads(read(path)).get(chapter.slug, {}) if path.exists() else {}
     known = [f"{record['seconds']:.0f} s on {record['device']}" for _, record in sorted(times.items())]
-    if "cuda" not in times:
-        known.append("not yet measured on a GPU")
     sentences = {fact: record_sentence(slug, chapter.root) for fact, slug in records_told(chapter).items()}
     return {"time": "; ".join(known), **sentences}
 
@@ -153,7 +151,7 @@ def records_told(chapter: Chapter) -> dict[str, str]:
     """The names of the records that a page speaks of, each with the slug of its experiment."""
     facts = {match["name"] for match in FACT.finditer(read(chapter.source_path))}
     slugs = {path.stem for path in (chapter.root / "experiments").glob("*.py")}
-    named = {"record": chapter.slug, **{f"record_{slug}": slug for slug in slugs}}
+    named = {"record": chapter.main, **{f"record_{slug}": slug for slug in slugs}}
     return {fact: slug for fact, slug in named.items() if fact in facts and slug in slugs}
 
 
