@@ -20,7 +20,12 @@ _FOLDER = resources.files("lossbook") / "_touch"
 
 
 def figures() -> dict[str, str]:
-    """The names of the figures, each with what it shows in words."""
+    """The names of the figures, each with what it shows in words.
+
+    Example:
+        >>> sorted(figures())
+        ['accuracy', 'am_softmax', 'emo', 'focal', 'multilabel_softmax', 'soft_labels']
+    """
     words: dict[str, str] = json.loads((_FOLDER / "figures.json").read_text(encoding="utf-8"))
     return words
 
@@ -36,20 +41,18 @@ def touch(name: str) -> None:
 
     Raises:
         ValueError: there is no such figure.
-
-    Example:
-        >>> touch("no such figure")
-        Traceback (most recent call last):
-        ValueError: name must be one of accuracy, am_softmax, emo, focal, multilabel_softmax, soft_labels, got 'no such figure'
     """
-    words, picture = _words(name), _picture(name)
-    bundle = {"text/plain": words, "text/html": page(name), "image/png": picture}
-    require("IPython.display", "notebook").display(bundle, raw=True, metadata={"image/png": {"width": 560}})
+    require("IPython.display", "notebook").display(bundle(name), raw=True)
+
+
+def bundle(name: str) -> dict[str, str]:
+    """What a cell shows: the figure as HTML, its picture, and words for who sees neither."""
+    return {"image/png": _picture(name), "text/html": page(name), "text/plain": _words(name)}
 
 
 def page(name: str) -> str:
     """The HTML of a figure, with everything that it needs."""
-    words = html.escape(_words(name))
+    words, picture = html.escape(_words(name)), _picture(name)
     start, end = LIBRARY
     # once in a document, and not as a module of a notebook that has its own loader
     library = f"window.JXG || (function (define, module, exports) {{\n{_text('jsxgraphcore.js')}\n}})();"
@@ -57,7 +60,7 @@ def page(name: str) -> str:
     scripts = "\n".join(f"<script>\n{part}\n</script>" for part in parts)
     return (
         f'<div class="touch" data-figure="{name}">'
-        f'<img class="touch-picture" src="data:image/png;base64,{_picture(name)}" width="560" alt="{words}"></div>\n'
+        f'<img class="touch-picture" src="data:image/png;base64,{picture}" width="560" alt="{words}"></div>\n'
         f"{start}\n<style>\n{_text('touch.css')}\n</style>\n{scripts}\n{end}\n"
     )
 

@@ -51,10 +51,10 @@
         show: (v) => L.number(v) },
     ],
     x: X, y: [0, 1.5], height: (w) => (w < 480 ? 290 : 310), margins: [24, 10, 42, 30],
-    draw(stage) {
-      stage.axes({ xTicks: [-6, -4, -2, 0, 2, 4], yTicks: [0, 0.5, 1, 1.5], yTitle: "push",
+    draw(panel) {
+      panel.axes({ xTicks: [-6, -4, -2, 0, 2, 4], yTicks: [0, 0.5, 1, 1.5], yTitle: "push",
         xTitle: "← right      z      wrong →" });
-      names.forEach((name) => stage.loss(name, (s) => {
+      names.forEach((name) => panel.loss(name, (s) => {
         const points = name === "hard truncation" ? withStep(s) : xs;
         return [points, points.map((z) => Math.min(push(name, z, s), 1.7))];
       }));
@@ -63,28 +63,28 @@
         const u = L.range(-4, 4, 61);
         return [u.map((v) => L.clip(at + v * width, ...X)), u.map((v) => height * Math.exp(-v * v / 2))];
       };
-      stage.curve((s) => hump(s.easy, 0.8, 0.32), { color: "faint", width: 1, fill: 0.35 });
-      hard.forEach((d) => stage.curve((s) => [[s.hard + d, s.hard + d], [0, 0.1]], { color: "ink", width: 3 }));
-      stage.text((s) => [s.easy, 0.37], "1,000 easy", { anchor: "middle" });
-      stage.text((s) => [s.hard, 0.17], "3 hard", { anchor: "middle" });
+      panel.curve((s) => hump(s.easy, 0.8, 0.32), { color: "faint", width: 1, fill: 0.35 });
+      hard.forEach((d) => panel.curve((s) => [[s.hard + d, s.hard + d], [0, 0.1]], { color: "ink", width: 3 }));
+      panel.text((s) => [s.easy, 0.37], "1,000 easy", { anchor: "middle" });
+      panel.text((s) => [s.hard, 0.17], "3 hard", { anchor: "middle" });
       const says = (s, name) => `z = ${L.number(s[name], 1)}`;
-      const mover = (name, low, high, label) => stage.handle({
+      const mover = (name, low, high, label) => panel.handle({
         at: (s) => [s[name], 0], axis: "x", color: "ink", size: 7, step: [0.2, 0], label, says: (s) => says(s, name),
         move: (s, x) => (s[name] = Math.round(10 * L.clip(x, low, high)) / 10),
       });
       mover("easy", -6, -1, "Place of the 1,000 easy samples");
       mover("hard", -1, 4, "Place of the 3 hard samples");
       // names at the curves, where they are apart
-      const near = (name, z, dy, anchor = "left", dx = 0) => stage.text((s) => {
+      const near = (name, z, dy, anchor = "left", dx = 0) => panel.text((s) => {
         const zz = typeof z === "function" ? z(s) : z;
         return [zz + dx, Math.min(push(name, zz, s), 1.5) + dy];
       }, name, { color: name, anchor });
       near("BCE", -1.1, 0.1, "right");
       near("focal loss", 3.2, 0.09, "left");
       const border = (s) => Math.log((1 - s.m) / s.m);
-      stage.text((s) => [border(s) - 0.12, 0.62], "hard", { color: "hard truncation", anchor: "right" });
-      stage.text((s) => [-0.25, 1.32], "soft", { color: "soft truncation", anchor: "right" });
-      stage.bars("Share of the push that the 3 hard samples get:", names.map((name) => (
+      panel.text((s) => [border(s) - 0.12, 0.62], "hard", { color: "hard truncation", anchor: "right" });
+      panel.text((s) => [-0.25, 1.32], "soft", { color: "soft truncation", anchor: "right" });
+      panel.stage.bars("Share of the push that the 3 hard samples get:", names.map((name) => (
         { label: name, color: name, value: (s) => share(name, s) })));
     },
     says: (s) => `The 3 hard samples get ${L.percent(share("BCE", s))} of BCE's push and ` +
