@@ -16,8 +16,9 @@ from typing import Any
 from lossbook._extras import require
 from lossbook.data import load_record
 from lossbook.metrics import PairedDifference, paired_difference
-from lossbook.plotting import COLORS, INK
+from lossbook.plotting import COLORS, INK, LOSS
 
+MARKERS = {"-": "o", "--": "s", "-.": "D", ":": "^"}  # a loss and its relatives share a colour
 MANY = 24  # rows of a picture: above it the methods of a task share a row
 
 
@@ -316,7 +317,9 @@ def plot_differences(
         if other in record.methods(task) and methods:
             groups.append((task, [(m, record.difference(task, m, metric, other) * factor) for m in methods]))
     names = list(dict.fromkeys(method for _, found in groups for method, _ in found))
-    colors = dict(zip(names, [*COLORS.values(), INK] * len(names), strict=False))
+    known = {name: LOSS[name]["color"] for name in names if name in LOSS}
+    free = [color for color in [*COLORS.values(), INK] if color not in known.values()]
+    colors = {**dict(zip([name for name in names if name not in known], free * len(names), strict=False)), **known}
     dense = sum(len(found) for _, found in groups) > MANY
     heading = 0 if dense or len(groups) == 1 else 1
 
@@ -336,7 +339,7 @@ def plot_differences(
             points += [(y + i, m, e) for i, (m, e) in enumerate(found)]
             ticks += [(y + i, m) for i, (m, _) in enumerate(found)]
             y += len(found) + 0.4 * heading
-    figure, ax = pyplot.subplots(figsize=(6.4, 1.3 + (0.36 if dense else 0.3) * y))
+    figure, ax = pyplot.subplots(figsize=(6.0, 1.3 + (0.36 if dense else 0.3) * y))
     ax.axvline(0, color=INK, linewidth=1)
     drawn: set[str] = set()
     for place, method, estimate in points:
@@ -345,7 +348,7 @@ def plot_differences(
                 estimate.mean,
                 place,
                 xerr=estimate.half_width,
-                fmt="o",
+                fmt=MARKERS.get(LOSS.get(method, {}).get("linestyle", "-"), "o"),
                 markersize=5,
                 capsize=2,
                 color=colors[method],
@@ -361,5 +364,5 @@ def plot_differences(
     unit = ", percentage points" if factor == 100 else ""
     ax.set_xlabel(f"{record.metrics[metric]}, difference to {other}{unit}")
     if dense:
-        figure.legend(loc="outside upper left", ncols=min(3, len(names)), fontsize="small")
+        figure.legend(loc="outside upper left", ncols=min(2, len(names)))
     return figure

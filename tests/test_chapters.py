@@ -1,6 +1,7 @@
 """What every chapter must have: a verdict that runs, exercises that work, numbers from cells, checked claims."""
 
 import ast
+import base64
 import re
 import shutil
 import subprocess
@@ -294,6 +295,21 @@ def test_every_figure_has_alt_text(chapter):
     for source in figures_of(chapter):
         alt = source.metadata.get("mystnb", {}).get("image", {}).get("alt", "")
         assert len(alt) > 60, f"say in `mystnb: image: alt` what is to be seen in: {source.source[:80]}"
+
+
+@PARTS
+def test_text_in_figures_can_be_read_on_a_phone(chapter):
+    """Of 390 pixels a figure has 358: at most 6 inches wide, 11 points or more are 9 pixels or more there."""
+    for cell in code_cells(chapter.notebook):
+        for output in cell.outputs:
+            if picture := output.get("data", {}).get("image/png"):
+                width = int.from_bytes(base64.b64decode(picture)[16:20], "big")
+                assert width <= 6.15 * 144, f"{width / 144:.2f} inches: {cell.source[:80]}"
+    for cell in code_cells(chapter.source):
+        for node in ast.walk(ast.parse(plain_python(cell.source))):
+            if isinstance(node, ast.keyword) and node.arg in ("fontsize", "labelsize", "size"):
+                small = isinstance(node.value, ast.Constant) and node.value.value in (*range(11), "small", "x-small")
+                assert not small, f"{ast.unparse(node)} in {cell.source[:80]}"
 
 
 @CHAPTERS

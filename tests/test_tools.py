@@ -288,7 +288,7 @@ def test_a_function_is_told_with_its_equations_tests_and_benchmark(tmp_path):
     for folder in ("lossbook", "tests", "data/results", "chapters"):
         (tmp_path / folder).mkdir(parents=True)
     (tmp_path / "lossbook/tiny.py").write_text(
-        '__all__ = ["Twice", "twice"]\n\n\ndef twice(x):\n    """Doubles.\n\n    Equation :eq:`a-b` of the chapter."""\n'
+        '__all__ = ["Twice", "twice"]\n\ndef twice(x):\n    """Doubles.\n\n    Equation :eq:`a-b` of the chapter."""\n'
     )
     (tmp_path / "tests/test_tiny.py").write_text("def test_a():\n    twice(1)\n\n\ndef test_b():\n    not_twice(1)\n")
     mode = {"threads": 1, "busy": False, "ratios": {"ours / plain": {"ratio": 0.51234}}}
