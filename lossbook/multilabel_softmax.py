@@ -80,7 +80,7 @@ def multilabel_softmax_loss(
         mask: Boolean, broadcastable to ``input``; False removes a label.
         threshold: The score :math:`s_0` that positives should exceed and negatives should not.
         dim: The dimension of the labels: 1 for a picture (N, C, H, W), whose pixels are the rows.
-        reduction: ``"mean"`` over the rows, ``"sum"`` or ``"none"``.
+        reduction: ``"mean"`` over the rows, also those without a positive label, ``"sum"`` or ``"none"``.
 
     Returns:
         The loss, never negative, in float32 or in the float64 of ``input``; () or, unreduced, the shape of the rows.
