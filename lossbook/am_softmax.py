@@ -143,13 +143,15 @@ def margin_softmax_loss(
         target: class indices ``(...)``, or soft targets ``(..., C)``, which weight the loss of each class as target.
         psi: the margin, an elementwise function of the target's cosines: :func:`additive_cosine_margin`,
             :func:`additive_angular_margin`, :func:`multiplied_angle` or any with :math:`\psi(\theta) \le \cos\theta`.
+            It gets the cosines in the loss's dtype and must keep their shape.
         scale: factor of the cosines, a number > 0 or a tensor of one that learns. At 1 the loss stays far from 0.
         ignore_index: rows with this target do not count, and their gradient is 0.
         dim: the dimension of the classes.
         reduction: ``"mean"`` over the rows that count, ``"sum"`` or ``"none"``, of shape ``(...)``.
 
     Returns:
-        The loss, in float32 for float16 and bfloat16 cosines.
+        The loss, in float32 for float16 and bfloat16 cosines. With a single class it is 0, and so is the mean where no
+        row counts. A NaN in a row that counts gives NaN.
 
     Raises:
         TypeError: an argument of the wrong type.
