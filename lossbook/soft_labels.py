@@ -47,7 +47,9 @@ def multilabel_probabilities(input: Tensor, *, threshold: float = 0.0) -> Tensor
         p_i = \sigma\bigl(2\,(s_i - s_0)\bigr)
 
     The loss of soft labels is stationary where :math:`t_i e^{s_0 - s_i} = (1 - t_i)\, e^{s_i - s_0}`, that is at
-    :math:`t_i = p_i`. The factor 2 belongs there: :math:`\sigma(s_i - s_0)` is not calibrated.
+    :math:`t_i = p_i`. The factor 2 belongs there: :math:`\sigma(s_i - s_0)` is not calibrated. Read so where each target
+    is itself the chance, as a teacher's probability is. Where the doubt lies between rows, as with hard labels and with
+    hard labels that smoothing or mixup has softened, fit the factor: :func:`lossbook.metrics.fit_scale`.
 
     Args:
         input: scores :math:`s`, any shape.
@@ -78,7 +80,8 @@ def smooth_labels(target: Tensor, smoothing: float, *, mask: Tensor | None = Non
 
         \tilde t = t\,(1 - \varepsilon) + \frac{\varepsilon}{2}
 
-    Each label is a choice of two, so the mass :math:`\varepsilon` is shared by two.
+    Each label is a choice of two, so the mass :math:`\varepsilon` is shared by two. A label that no score can reach, such
+    as one masked by a score of -1e12, must be named in ``mask``, here and in the loss.
 
     Args:
         target: labels :math:`t` in [0, 1] in any real dtype, any shape. What rounding left outside by at most 1e-4 is
@@ -126,7 +129,9 @@ def mixup(
         \tilde t_i = \lambda t_i + (1 - \lambda)\, t_{\pi(i)}, \qquad
         \lambda \sim \operatorname{Beta}(\alpha, \alpha)
 
-    One :math:`\lambda` and one permutation :math:`\pi` serve the whole batch, inputs and labels alike.
+    One :math:`\lambda` and one permutation :math:`\pi` serve the whole batch, inputs and labels alike; a row may meet
+    itself. Small :math:`\alpha` puts :math:`\lambda` near 0 or 1, large :math:`\alpha` near one half. Gradients flow through
+    samples and labels. Samples must be finite where :math:`\lambda` may be exactly 0 or 1: 0 times infinity is NaN.
 
     Args:
         input: samples :math:`x`, shape ``(B, ...)``, of a floating dtype.
@@ -200,8 +205,11 @@ def multilabel_symmetric_kl(
         L = \sum_i (p_i - q_i)\, k\, (s_i - r_i), \qquad p = \sigma(k s), \quad q = \sigma(k r)
 
     Two passes through a network with dropout give two predictions of one sample; R-Drop adds this divergence to the
-    loss. Scores of the multi-label softmax with soft labels have :math:`k = 2`. Both arguments carry gradient. Infinite
-    scores count as 1e30 in size. Against one of them the other score gets a gradient of that size: mask such labels.
+    loss. Scores of the multi-label softmax with soft labels that are chances have :math:`k = 2`, those of BCE :math:`k =
+    1`. Both arguments carry gradient. The sum over many labels outweighs a loss whose gradient is bounded, so try small
+    weights first. Infinite scores count as 1e30 in size: two of one sign have divergence 0, and against a finite score of
+    probability :math:`q` the divergence is about :math:`(1 - q)\, k\, 10^{30}`, with a gradient of that size for the finite
+    score. Mask such labels.
 
     Args:
         input: scores :math:`s`, shape ``(..., C)``.
@@ -225,7 +233,8 @@ def multilabel_symmetric_kl(
         >>> print(round(multilabel_symmetric_kl(s, r).item(), 4))
         0.1497
 
-    Equation :eq:`soft-kl` of the chapter. Source: Su Jianlin, scientific spaces 9039 (2022); R-Drop, arXiv 2106.14448.
+    Equation :eq:`soft-kl` of the chapter's evidence. Source: Su Jianlin, scientific spaces 9039 (2022); R-Drop, arXiv
+    2106.14448.
     """
     s, r = check_scores(input, dim=dim), check_scores(other, name="other", dim=dim)
     if input.shape != other.shape:
