@@ -47,9 +47,9 @@ def multilabel_probabilities(input: Tensor, *, threshold: float = 0.0) -> Tensor
         p_i = \sigma\bigl(2\,(s_i - s_0)\bigr)
 
     The loss of soft labels is stationary where :math:`t_i e^{s_0 - s_i} = (1 - t_i)\, e^{s_i - s_0}`, that is at
-    :math:`t_i = p_i`. The factor 2 belongs there: :math:`\sigma(s_i - s_0)` is not calibrated. Read so where each target
-    is itself the chance, as a teacher's probability is. Where the doubt lies between rows, as with hard labels and with
-    hard labels that smoothing or mixup has softened, fit the factor: :func:`lossbook.metrics.fit_scale`.
+    :math:`t_i = p_i`. The factor 2 belongs there: :math:`\sigma(s_i - s_0)` is not calibrated. Read so where each
+    target is itself the chance, as a teacher's probability is. Where the doubt lies between rows, as with hard labels
+    and with hard labels that smoothing or mixup has softened, fit the factor: :func:`lossbook.metrics.fit_scale`.
 
     Args:
         input: scores :math:`s`, any shape.
@@ -80,8 +80,8 @@ def smooth_labels(target: Tensor, smoothing: float, *, mask: Tensor | None = Non
 
         \tilde t = t\,(1 - \varepsilon) + \frac{\varepsilon}{2}
 
-    Each label is a choice of two, so the mass :math:`\varepsilon` is shared by two. A label that no score can reach, such
-    as one masked by a score of -1e12, must be named in ``mask``, here and in the loss.
+    Each label is a choice of two, so the mass :math:`\varepsilon` is shared by two. Name a label that is masked by a
+    score of -1e12 in ``mask`` instead, here and in the loss: smoothed, it asks for a score of its own.
 
     Args:
         target: labels :math:`t` in [0, 1] in any real dtype, any shape. What rounding left outside by at most 1e-4 is
@@ -130,8 +130,9 @@ def mixup(
         \lambda \sim \operatorname{Beta}(\alpha, \alpha)
 
     One :math:`\lambda` and one permutation :math:`\pi` serve the whole batch, inputs and labels alike; a row may meet
-    itself. Small :math:`\alpha` puts :math:`\lambda` near 0 or 1, large :math:`\alpha` near one half. Gradients flow through
-    samples and labels. Samples must be finite where :math:`\lambda` may be exactly 0 or 1: 0 times infinity is NaN.
+    itself. Small :math:`\alpha` puts :math:`\lambda` near 0 or 1, large :math:`\alpha` near one half. Gradients flow
+    through samples and labels. Samples must be finite where :math:`\lambda` may be exactly 0 or 1: 0 times infinity is
+    NaN.
 
     Args:
         input: samples :math:`x`, shape ``(B, ...)``, of a floating dtype.
@@ -205,11 +206,11 @@ def multilabel_symmetric_kl(
         L = \sum_i (p_i - q_i)\, k\, (s_i - r_i), \qquad p = \sigma(k s), \quad q = \sigma(k r)
 
     Two passes through a network with dropout give two predictions of one sample; R-Drop adds this divergence to the
-    loss. Scores of the multi-label softmax with soft labels that are chances have :math:`k = 2`, those of BCE :math:`k =
-    1`. Both arguments carry gradient. The sum over many labels outweighs a loss whose gradient is bounded, so try small
-    weights first. Infinite scores count as 1e30 in size: two of one sign have divergence 0, and against a finite score of
-    probability :math:`q` the divergence is about :math:`(1 - q)\, k\, 10^{30}`, with a gradient of that size for the finite
-    score. Mask such labels.
+    loss. Scores of the multi-label softmax have :math:`k = 2` with soft labels that are chances, those of BCE have
+    :math:`k = 1`. Both arguments carry gradient. The sum over many labels outweighs a loss whose gradient is bounded, so
+    try small weights first. Infinite scores count as 1e30 in size: two of one sign have divergence 0, and against a
+    finite score of probability :math:`q` that of +inf is :math:`(1 - q)\, k\, 10^{30}`, with a gradient of such a size
+    for the finite score. Mask such labels.
 
     Args:
         input: scores :math:`s`, shape ``(..., C)``.
