@@ -116,13 +116,20 @@ def expected_accuracy(input: Tensor, target: Tensor, *, sigma: float = 1.0, node
     under ``torch.func`` and ``torch.compile``, keep arrays of C x nodes numbers a row.
 
     Far below the best class :math:`P_t` rounds to 0 and so does its gradient; :func:`log_expected_accuracy` goes on.
-    A row with NaN gives NaN, and so does one where target and rival are infinite with the same sign.
+    Only :math:`s / \sigma` counts, so :math:`\sigma` is a temperature.
+
+    With one class the row is right, whatever its score. A rival at :math:`-\infty` is a rival less; a target at
+    :math:`+\infty` with finite rivals is right, with gradient 0; a target at :math:`-\infty` or a rival at
+    :math:`+\infty` is lost: 0, with gradient 0. A row with NaN gives NaN, and so does one where target and rival are
+    infinite with the same sign.
 
     Args:
         input: scores :math:`s`, with classes in dimension ``dim``.
-        target: class indices :math:`t`, the shape of the input without ``dim``; none is ignored.
-        sigma: standard deviation :math:`\sigma > 0` of the noise, in the unit of the scores; no smaller than the
-            smallest normal number of the computation, 1.2e-38 in float32.
+        target: class indices :math:`t`, the shape of the input without ``dim``, of any integer dtype but bool; none is
+            ignored.
+        sigma: standard deviation :math:`\sigma > 0` of the noise, in the unit of the scores: a finite number of Python
+            or NumPy, or a tensor of one number; no smaller than the smallest normal number of the computation, 1.2e-38
+            in float32.
         nodes: how many points the integrand is evaluated at, at least 8.
         dim: the dimension of the classes.
 
@@ -212,21 +219,22 @@ def exact_loss(
 
     :math:`1 - P_t` is bounded, and its gradient vanishes on samples that are far off: the model has to be warm. The
     logarithm pulls them back. Both agree to first order near :math:`P_t = 1`, and there both keep their digits, value
-    and gradient, however small. See :func:`expected_accuracy` for the integral, its accuracy and its cost.
+    and gradient, however small. See :func:`expected_accuracy` for the integral, its accuracy, its cost and its corner
+    cases. A lost row has the loss 1, with ``log=True`` infinity, and gradient 0.
 
     Args:
         input: scores :math:`s`, with classes in dimension ``dim``.
-        target: class indices :math:`t`, the shape of the input without ``dim``.
+        target: class indices :math:`t`, the shape of the input without ``dim``, of any integer dtype but bool.
         sigma: standard deviation of the noise, as in :func:`expected_accuracy`.
-        log: ``-log P`` instead of ``1 - P``.
+        log: ``-log P`` instead of ``1 - P``; True or False and nothing else.
         nodes: how many points the integrand is evaluated at, at least 8.
-        ignore_index: rows with this target are left out; an int.
+        ignore_index: rows with this target are left out, whatever their scores, NaN too; an int, no bool and no None.
         dim: the dimension of the classes.
-        reduction: ``"mean"`` over the rows that count, ``"sum"`` or ``"none"``.
+        reduction: ``"mean"`` over the rows that count, 0 where none does; ``"sum"`` or ``"none"``.
 
     Returns:
         A scalar, or the shape of ``target`` with ``reduction="none"`` (0 at ignored rows). float16 and bfloat16 scores
-        are computed in float32, and the loss is float32. The gradient of :math:`-\log P_t` grows to
+        are computed in float32, and the loss is float32; float64 stays float64. The gradient of :math:`-\log P_t` grows to
         :math:`(\max_i s_i - s_t) / \sigma^2`; it goes back in the dtype of the scores, and float16 ends at 65504.
         Where the loss is infinite the gradient is 0.
 
@@ -270,13 +278,15 @@ def soft_accuracy_loss(
     :math:`1 - \sum_c \tau_c p_c = \sum_c \tau_c (1 - p_c)`. The error comes from the other classes' scores, not from a
     subtraction, so it keeps its digits as it nears 0; the gradient keeps its digits as the loss nears 1, too.
 
+    With one class the loss is 0. Two scores that are infinite with the same sign count as equal.
+
     Args:
         input: scores :math:`s`, with classes in dimension ``dim``.
-        target: class indices :math:`t`, the shape of the input without ``dim``; or soft targets, the shape of the
-            input and of a floating dtype, each row summing to 1.
-        ignore_index: rows with this target are left out; an int.
+        target: class indices :math:`t`, the shape of the input without ``dim``, of any integer dtype but bool; or soft
+            targets, the shape of the input and of a floating dtype, each row summing to 1.
+        ignore_index: rows with this target are left out, whatever their scores, NaN too; an int, no bool and no None.
         dim: the dimension of the classes.
-        reduction: ``"mean"`` over the rows that count, ``"sum"`` or ``"none"``.
+        reduction: ``"mean"`` over the rows that count, 0 where none does; ``"sum"`` or ``"none"``.
 
     Returns:
         A scalar, or one loss for each row with ``reduction="none"`` (0 at ignored rows). float16 and bfloat16 scores
@@ -334,7 +344,10 @@ class LogExpectedAccuracy(ExpectedAccuracy):
 
 
 class ExactLoss(LossModule):
-    """:func:`exact_loss` as a module; ``sigma`` may be changed between steps, to anneal the noise."""
+    """:func:`exact_loss` as a module.
+
+    ``sigma`` may be changed between steps, to anneal the noise: ``loss.sigma = start * (end / start) ** (step / last)``.
+    """
 
     def __init__(
         self,
