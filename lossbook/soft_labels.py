@@ -207,7 +207,7 @@ def multilabel_symmetric_kl(
 
     Two passes through a network with dropout give two predictions of one sample; R-Drop adds this divergence to the
     loss. Scores of the multi-label softmax have :math:`k = 2` with soft labels that are chances, those of BCE have
-    :math:`k = 1`. Both arguments carry gradient. The sum over many labels outweighs a loss whose gradient is bounded, so
+    :math:`k = 1`. Both arguments carry gradient. The sum over many labels outweighs a loss whose pushes are bounded, so
     try small weights first. Infinite scores count as 1e30 in size: two of one sign have divergence 0, and against a
     finite score of probability :math:`q` that of +inf is :math:`(1 - q)\, k\, 10^{30}`, with a gradient of such a size
     for the finite score. Mask such labels.
