@@ -36,16 +36,19 @@ def softmax_focal_loss(
         L = -w_t\, (1 - p_t)^\gamma \log p_t, \qquad p = \operatorname{softmax}(s)
 
     The error :math:`1 - p_t` comes from the other classes' scores, not from a subtraction, so it keeps its digits as
-    :math:`p_t` nears 1. A soft target :math:`\tau` gives :math:`\sum_c \tau_c L_c`.
+    :math:`p_t` nears 1. Only differences of scores count. A single class is always right, with loss 0. A soft target
+    :math:`\tau`, whose rows sum to 1, gives :math:`\sum_c \tau_c L_c`. Class weights receive a gradient if they ask
+    for one.
 
     Args:
         input: scores :math:`s`, shape ``(..., C)``, or with the classes in dimension ``dim``.
         target: class indices :math:`t`, shape ``(...)``; or soft targets in the shape of ``input``.
         gamma: the power :math:`\gamma` in [0, 1000]; 0 gives cross-entropy.
         weight: a weight :math:`w \ge 0` per class, shape ``(C,)``; None for ones.
-        ignore_index: rows with this target are left out.
+        ignore_index: rows with this target are left out, whatever their scores; it may be a class.
         dim: the dimension of the classes.
-        reduction: ``"mean"`` over rows, not over their weights, ``"sum"`` or ``"none"``.
+        reduction: ``"mean"`` over rows (``torch.nn.functional.cross_entropy`` divides by the weights), ``"sum"`` or
+            ``"none"``.
 
     Returns:
         A scalar, or shape ``(...)`` with ``reduction="none"`` (0 at ignored rows).

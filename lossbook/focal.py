@@ -5,9 +5,15 @@ or as a power of the error. Four take a label for each score, the two softmax fo
 the same name wraps each. The page Recipes shows them in training loops.
 
 What holds for all: float16 and bfloat16 scores are computed in float32, and the loss is float32. ``reduction`` is
-``"mean"`` over what counts (0 if nothing does), ``"sum"`` or ``"none"``. ``mask`` is boolean and broadcastable to
-``input``: False leaves an element out, whatever stands there. Values of targets and weights are checked on the CPU
-only, since elsewhere the check would wait for the device. A target carries no gradient.
+``"mean"`` over what counts (0 if nothing does), ``"sum"`` or ``"none"``; the losses of ``"none"`` may be edited in
+place. ``mask`` is boolean and broadcastable to ``input``, which the target is not: False leaves an element out,
+whatever stands there, with loss and gradient 0. Labels that rounding left outside [0, 1] by at most 1e-4 are clamped.
+Values of targets and weights are checked on the CPU only, since elsewhere the check would wait for the device. A
+target carries no gradient.
+
+A score beyond 1e30, infinite or not, counts as 1e30: on the right side loss and gradient are 0, on the wrong side the
+loss is huge but finite and the gradient is its limit. NaN in what counts gives NaN. Second derivatives, ``torch.func``
+and ``torch.compile`` run the function called ``formula`` in each loss; plain training runs the same in fewer passes.
 """
 
 from __future__ import annotations
@@ -60,6 +66,8 @@ def hard_truncated_bce(
         \theta(x) = \begin{cases} 1 & x > 0 \\ \tfrac12 & x = 0 \\ 0 & x < 0 \end{cases}
 
     The weight carries no gradient. With a margin above 1/2 an untrained model starts inside the region that counts.
+    The comparison is made in scores, in their dtype, so a sample exactly at the border is met reliably at a margin of
+    1/2 only. At a margin of 0 nothing counts, at 1 everything.
 
     Args:
         input: scores :math:`s`, any shape.
@@ -110,7 +118,7 @@ def soft_truncated_bce(
     Args:
         input: scores :math:`s`, any shape.
         target: labels :math:`y`, 0 or 1 in any dtype, the shape of ``input``.
-        sharpness: :math:`K \ge 0`; 0 gives half the cross-entropy.
+        sharpness: :math:`K \ge 0`; 0 gives half the cross-entropy, above 1e30 counts as 1e30.
         mask: the elements that count.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
 
@@ -155,12 +163,15 @@ def sigmoid_focal_loss(
             \bigl(-t \log p - (1 - t) \log (1 - p)\bigr), \qquad
         p = \sigma(s), \quad p_t = p\, t + (1 - p)(1 - t)
 
-    Without ``alpha`` the first factor is 1.
+    Without ``alpha`` the first factor is 1, while ``alpha=0.5`` halves the loss. For a soft label the loss is a product
+    of two averages, whose minimum is in general not at :math:`p = t`. The mean divides by all elements; in dense
+    detection take the sum and divide by the number of positives. For :math:`\gamma > 0` the sigmoid of a score is no
+    probability: :eq:`focal-minimum` tells the share of positives.
 
     Args:
         input: scores :math:`s`, any shape.
         target: labels :math:`t` in [0, 1] in any dtype, the shape of ``input``; values between are soft labels.
-        gamma: the power :math:`\gamma` in [0, 1000]; 0 gives cross-entropy.
+        gamma: the power :math:`\gamma` in [0, 1000]; 0 gives cross-entropy. It ends where a rounded error would show.
         alpha: weight :math:`\alpha` in [0, 1] of positives; a number, a tensor of one per label, or None for none.
         mask: the elements that count.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
