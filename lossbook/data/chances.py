@@ -1,4 +1,4 @@
-"""Labels whose chances are known, because they are made here: by rows, by lists of outcomes, or by a careless person."""
+"""Labels whose chances are known because they are made here: in rows, as lists of outcomes, by a careless person."""
 
 from __future__ import annotations
 
