@@ -95,7 +95,7 @@ VERDICTS = {
         "targets": torch.randint(labels, (rows,)),
         "labels": torch.randint(labels, (rows,)),
     },
-    "accuracy": lambda torch, rows, labels, size: {"targets": torch.randint(labels, (rows,))},
+    "accuracy": lambda torch, rows, labels, size: {"step": 60, "steps": 100},
     "emo": lambda torch, rows, labels, size: {
         "targets": torch.randint(labels, (rows,)),
         "hidden": torch.randn(rows, size, requires_grad=True),
