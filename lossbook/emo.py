@@ -135,19 +135,26 @@ def emo_loss(
     A zero row of ``embedding`` has cosine 0 with every other row and 1 with itself; a row whose norm is below the
     smallest normal number of the loss's dtype counts as zero. The costs are computed in the dtype of the loss. A cost
     of at most :math:`4 \epsilon \sqrt{D}` (soft targets: :math:`\sqrt{\max(D, C)}`), with the dtype's machine epsilon,
-    may be rounding alone and counts as 0. Infinite scores count as :math:`\pm 10^{30}`.
+    may be rounding alone and counts as 0. Scores up to 10,000 in size are fine; a score of :math:`-\infty` at a wrong
+    word is a probability of 0. Infinite scores count as :math:`\pm 10^{30}`, so the loss stays finite; NaN gives NaN.
+
+    A language model predicts the *next* word: pass the scores of places 0 to T - 2 with the words 1 to T - 1.
 
     Args:
         input: scores :math:`s`, shape ``(..., C)``.
-        target: class indices, shape ``(...)``; or a distribution :math:`\tau`, floating, shape ``(..., C)``.
-        embedding: word vectors :math:`e`, shape ``(C, D)``; constants, they get no gradient.
-        ignore_index: index targets of this value are left out. Soft targets know no ignored rows.
+        target: class indices of any integer dtype, shape ``(...)``; or a distribution :math:`\tau` of any floating
+            dtype, shape ``(..., C)``, a constant: values outside [0, 1] by at most 1e-4 are clamped, and it is never
+            rescaled.
+        embedding: word vectors :math:`e`, shape ``(C, D)``, neither 0; constants, they get no gradient. They must be
+            finite, which is not checked. Vectors that share a direction have costs near 0: subtract their mean first.
+        ignore_index: rows with this index target are left out: loss 0 and gradient 0, whatever their scores are, NaN
+            too. Soft targets know no ignored rows.
         dim: the dimension of the classes in ``input`` and in a soft target.
-        reduction: ``"mean"`` over the rows that count, ``"sum"`` or ``"none"``.
+        reduction: ``"mean"`` over the rows that count (0 where none does), ``"sum"`` or ``"none"``.
 
     Returns:
         A scalar, or shape ``(...)`` with ``reduction="none"`` (0 at ignored rows). float16 and bfloat16 scores are
-        computed in float32, and the loss is float32.
+        computed in float32, also under autocast, and the loss is float32; the gradient has the dtype of the scores.
 
     Raises:
         TypeError: ``input`` or ``embedding`` is not a dense floating tensor, or ``target`` neither indices nor
@@ -189,9 +196,11 @@ def emo_ce_loss(
 
     ``sg`` stops the gradient. So the value of a row is its cross-entropy, and the gradient is
     :math:`\tfrac12 (\nabla \mathrm{CE} + \tfrac{\mathrm{CE}}{\mathrm{EMO}} \nabla \mathrm{EMO})`: not the gradient of
-    the value, and numerical differentiation finds another. Where EMO is not above 1e-30 of CE, EMO adds no gradient:
-    the ratio would be infinite. So it is where all words with some probability have parallel vectors, as costs of
-    rounding size are 0 (see :func:`emo_loss`).
+    the value, and numerical differentiation finds another. With :math:`\rho = \mathrm{CE} / \mathrm{EMO}` it is
+    :math:`\tfrac12 [p_i (1 - \mathrm{CE} + \rho\, c_{it}) - \delta_{it}]`: the push on the wanted word is free of the
+    costs, and a wrong word rises where :math:`c_{it} < \mathrm{EMO}\,(1 - 1 / \mathrm{CE})`. Where
+    EMO is not above 1e-30 of CE, EMO adds no gradient: the ratio would be infinite. So it is where all words with some
+    probability have parallel vectors, as costs of rounding size are 0 (see :func:`emo_loss`).
 
     Args, Returns and Raises are those of :func:`emo_loss`.
 
@@ -205,8 +214,8 @@ def emo_ce_loss(
         >>> print([round(g, 4) for g in s.grad[0].tolist()])
         [-0.303, 0.1443, 0.1587]
 
-    Equation :eq:`emo-compose` of the chapter, gradient :eq:`emo-compose-gradient`. Source: Su Jianlin, scientific
-    spaces 9797 (2023); EMO, arXiv 2310.04691.
+    Equation :eq:`emo-compose` of the chapter, gradient :eq:`emo-compose-gradient`, the words that rise
+    :eq:`emo-lift`. Source: Su Jianlin, scientific spaces 9797 (2023); EMO, arXiv 2310.04691.
     """
     return _scores_loss(True, input, target, embedding, ignore_index, dim, reduction)
 
