@@ -284,6 +284,20 @@ def test_questions_and_exercises_are_found_and_named():
     assert "name: solution" not in named
 
 
+def test_figures_are_counted_over_the_pages_of_a_chapter(tmp_path):
+    (tmp_path / "chapters").mkdir()
+    for slug, text in {"tiny": "*Figure: a*\n\n*Figure 2*\n\n*Figure: b*", "tiny_evidence": "*Figure: c*"}.items():
+        (tmp_path / f"chapters/{slug}.md").write_text(TINY.replace("slug: tiny", f"slug: {slug}") + f"\n{text}\n")
+    (tmp_path / "_toc.yml").write_text(
+        "root: index\nparts:\n- numbered: true\n  chapters:\n  - file: chapters/tiny\n    sections:\n"
+        "    - file: chapters/tiny_evidence\n"
+    )
+    first, second = all_notebooks(tmp_path)
+    text = reader.number_captions("*Figure: a*\n\n*Figure: b*", reader.caption_numbers(first))
+    assert text == "*Figure 1.1: a*\n\n*Figure 1.2: b*"
+    assert reader.number_captions("*Figure: c*", reader.caption_numbers(second)) == "*Figure 1.3: c*"
+
+
 def test_a_function_is_told_with_its_equations_tests_and_benchmark(tmp_path):
     for folder in ("lossbook", "tests", "data/results", "chapters"):
         (tmp_path / folder).mkdir(parents=True)

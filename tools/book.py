@@ -22,7 +22,10 @@ ROOT = Path(__file__).resolve().parent.parent
 LEFT_OUT = {"_build", "dist", "docs", "shared", "__pycache__", "_static/covers", "experiments/runs"}
 PAGES = ("chapters/", "lossbook/", "data/", "experiments/", "tests/", "index.md")  # what Sphinx follows by itself
 # Headings, labels, and names of Python: what other pages show of a page or a module.
-SHOWN_ELSEWHERE = re.compile(r"^#+ .*|^ *(?:async )?(?:def|class) \w+|^.*\([\w:.-]+\)=?$|^ *:(?:label|name):.*", re.M)
+SHOWN_ELSEWHERE = re.compile(
+    r"^#+ .*|^ *(?:async )?(?:def|class) \w+|^.*\([\w:.-]+\)=?$|^ *:(?:label|name):.*|^\*Figure: |^:+\{admonition\}.*",
+    re.M,
+)
 
 
 def files(root: Path) -> Iterator[Path]:

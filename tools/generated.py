@@ -175,11 +175,24 @@ def functions(root: Path = ROOT) -> str:
     return table(("function", "equations", "tests", "time", "memory"), rows)
 
 
+def claim_count(root: Path = ROOT) -> str:
+    """How many claims all pages check."""
+    return f"{sum(map(claims, all_notebooks(root))):,}"
+
+
+def run_count(root: Path = ROOT) -> str:
+    """How many runs the records of the experiments hold."""
+    own = [root / "data" / "results" / f"{path.stem}.json" for path in (root / "experiments").glob("*.py")]
+    return f"{sum(len(json.loads(read(path))['runs']) for path in own if path.exists()):,}"
+
+
 TABLES: dict[str, Callable[[Path], str]] = {
     "compat": compat.table,
     "questions": questions,
     "status": status,
     "functions": functions,
+    "claim_count": claim_count,
+    "run_count": run_count,
 }
 
 
@@ -193,7 +206,9 @@ def sources(text: str, root: Path = ROOT) -> Iterator[Path]:
     named = {match["name"] for match in FACT.finditer(text)} & TABLES.keys()
     if "compat" in named:
         yield from map(root.joinpath, (str(compat.RECORD), *compat.code(root)))
-    if named & {"questions", "status", "functions"}:
+    if "run_count" in named:
+        yield from (root / "data" / "results").glob("*.json")
+    if named & {"questions", "status", "functions", "claim_count"}:
         for page in all_notebooks(root):
             yield from (page.source_path, page.notebook_path)
     if "status" in named:

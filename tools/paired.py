@@ -14,12 +14,22 @@ from pathlib import Path
 from typing import Any
 
 import jupytext
+from docutils import nodes
 from sphinx.errors import SphinxError
 
 from tools import generated
 from tools.chapters import ROOT, StaleChapterError, all_notebooks, code_cells
 from tools.provenance import deciding_code, record_path
-from tools.reader import SourceError, bound_pages, execution_facts, insert_bound, insert_facts, records_told
+from tools.reader import (
+    SourceError,
+    bound_pages,
+    caption_numbers,
+    execution_facts,
+    insert_bound,
+    insert_facts,
+    number_captions,
+    records_told,
+)
 
 COVERS = "_static/covers"  # made by the build, not committed
 
@@ -44,10 +54,10 @@ def read_page(text: str) -> Any:
         chapter.require_fresh()
     except StaleChapterError as error:
         raise StaleError(str(error)) from None
-    facts = execution_facts(chapter)
+    facts, captions = execution_facts(chapter), caption_numbers(chapter)
     for cell in page.cells:
         if cell.cell_type == "markdown":
-            cell.source = generated.with_names(insert_facts(cell.source, facts), chapter)
+            cell.source = generated.with_names(insert_facts(number_captions(cell.source, captions), facts), chapter)
     for cell, stored in zip(code_cells(page), code_cells(chapter.notebook), strict=True):
         cell.outputs = copy.deepcopy(stored.outputs)
         cell.execution_count = stored.execution_count
@@ -99,6 +109,13 @@ def note_dependencies(app: Any, docname: str, source: list[str]) -> None:
                 app.env.note_dependency(str(name))
 
 
+def mark_captions(app: Any, doctree: Any) -> None:
+    """The line in italics under a figure is its caption: a paragraph that holds nothing else."""
+    for paragraph in doctree.findall(nodes.paragraph):
+        if len(paragraph.children) == 1 and isinstance(paragraph.children[0], nodes.emphasis):
+            paragraph["classes"] += ["caption-line"] if paragraph.astext().startswith("Figure") else []
+
+
 def tidy_page(app: Any, pagename: str, templatename: str, context: dict[str, Any], doctree: Any) -> None:
     """Leave out what the theme loads for live code: it needs a network, and twice loaded it fails in the console."""
     for kind in ("script_files", "css_files"):
@@ -123,6 +140,7 @@ def setup(app: Any) -> dict[str, bool]:
     app.connect("builder-inited", check_chapters)
     app.connect("builder-inited", draw_covers)
     app.connect("source-read", note_dependencies)
+    app.connect("doctree-read", mark_captions)
     app.connect("html-page-context", tidy_page, priority=900)
     app.connect("build-finished", offer_notebooks)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

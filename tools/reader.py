@@ -9,6 +9,7 @@ ids.
 from __future__ import annotations
 
 import ast
+import itertools
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -38,6 +39,7 @@ PAGE_LINK = re.compile(r"\]\((?P<slug>\w+)\.md(?P<anchor>#[\w-]+)?\)")
 LABEL = re.compile(r"^\([\w:.-]+\)=\s*$", re.MULTILINE)
 FACT = re.compile(r"\{stamp\}`(?P<name>\w+)`")
 BOUND = re.compile(r"\{bound\}`(?P<page>\w+):(?P<name>[^`]+)`")
+CAPTION = re.compile(r"^\*Figure: ", re.MULTILINE)  # a line of its own under a figure
 LATER = "…"  # stands for a number of another page until that page is executed
 
 
@@ -81,6 +83,23 @@ def equation_numbers(chapters: list[Chapter]) -> dict[str, str]:
             counts[own] = counts.get(own, 0) + 1
             numbers[label] = f"{chapter.number}.{counts[own]}"
     return numbers
+
+
+def caption_numbers(chapter: Chapter) -> Iterator[str]:
+    """The numbers of a page's figures, in order: a chapter's evidence and exercises count on."""
+    before = 0
+    for page in all_notebooks(chapter.root):
+        if page.slug == chapter.slug:
+            break
+        if page.number is not None and page.number == chapter.number:
+            before += sum(len(CAPTION.findall(c.source)) for c in page.source.cells if c.cell_type == "markdown")
+    own = "" if chapter.number is None else f"{chapter.number}."
+    return (f"{own}{i}" for i in itertools.count(before + 1))
+
+
+def number_captions(text: str, numbers: Iterator[str]) -> str:
+    """A text whose captions, the lines ``*Figure: ...*``, have their numbers."""
+    return CAPTION.sub(lambda m: f"*Figure {next(numbers)}: ", text)
 
 
 def citations(root: Path = ROOT) -> dict[str, dict[str, str]]:
@@ -472,7 +491,7 @@ def check_text(chapter: Chapter) -> None:
 
 def build_notebook(chapter: Chapter, executed: Any, *, alone: bool = False) -> Any:
     """The reader's notebook: the text of the source, the outputs of ``executed`` and its stamp."""
-    context = context_for(chapter, executed, alone=alone)
+    context, captions = context_for(chapter, executed, alone=alone), caption_numbers(chapter)
     stored = iter(code_cells_with_setup(executed))
     setup = setup_cell(chapter)
     first = next(stored)
@@ -481,7 +500,8 @@ def build_notebook(chapter: Chapter, executed: Any, *, alone: bool = False) -> A
     for position, cell in enumerate(chapter.source.cells, start=1):
         where = f"chapters/{chapter.slug}.md, cell {position}"
         if cell.cell_type == "markdown":
-            cells.append(nbformat.v4.new_markdown_cell(to_markdown(cell.source, context, where)))
+            source = number_captions(cell.source, captions)
+            cells.append(nbformat.v4.new_markdown_cell(to_markdown(source, context, where)))
         else:
             new = nbformat.v4.new_code_cell(cell.source, metadata=cell.metadata)
             done = next(stored)
