@@ -292,6 +292,7 @@ def test_figures_are_counted_over_the_pages_of_a_chapter(tmp_path):
         "root: index\nparts:\n- numbered: true\n  chapters:\n  - file: chapters/tiny\n    sections:\n"
         "    - file: chapters/tiny_evidence\n"
     )
+    (tmp_path / "index.md").write_text("# A book\n")
     first, second = all_notebooks(tmp_path)
     text = reader.number_captions("*Figure: a*\n\n*Figure: b*", reader.caption_numbers(first))
     assert text == "*Figure 1.1: a*\n\n*Figure 1.2: b*"

@@ -24,7 +24,7 @@ PAGES = ("chapters/", "lossbook/", "data/", "experiments/", "tests/", "index.md"
 # Headings, labels, and names of Python: what other pages show of a page or a module.
 SHOWN_ELSEWHERE = re.compile(
     r"^#+ .*|^ *(?:async )?(?:def|class) \w+|^.*\([\w:.-]+\)=?$|^ *:(?:label|name):.*|^\*Figure: |^:+\{admonition\}.*",
-    re.M,
+    re.MULTILINE,
 )
 
 
