@@ -22,6 +22,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 SETUP_TAG = "lossbook-setup"
 EXECUTE = "make book"
+PREVIEW = "LOSSBOOK_PREVIEW"  # set while stale pages are built, too
 EVIDENCE, EXERCISES = "_evidence", "_exercises"  # behind a chapter's slug: its two further pages
 
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import base64
 import copy
+import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +20,11 @@ from docutils import nodes
 from sphinx.errors import SphinxError
 
 from tools import generated
-from tools.chapters import ROOT, StaleChapterError, all_notebooks, code_cells
+from tools.chapters import PREVIEW, ROOT, StaleChapterError, all_notebooks, code_cells
 from tools.provenance import deciding_code, record_path
 from tools.reader import (
+    BOUND,
+    LATER,
     SourceError,
     bound_pages,
     caption_numbers,
@@ -53,15 +57,27 @@ def read_page(text: str) -> Any:
     try:
         chapter.require_fresh()
     except StaleChapterError as error:
-        raise StaleError(str(error)) from None
+        if not os.environ.get(PREVIEW):
+            raise StaleError(str(error)) from None
     facts, captions = execution_facts(chapter), caption_numbers(chapter)
     for cell in page.cells:
         if cell.cell_type == "markdown":
             cell.source = generated.with_names(insert_facts(number_captions(cell.source, captions), facts), chapter)
-    for cell, stored in zip(code_cells(page), code_cells(chapter.notebook), strict=True):
+    for cell, stored in pairs(page, chapter.notebook):
         cell.outputs = copy.deepcopy(stored.outputs)
         cell.execution_count = stored.execution_count
     return page
+
+
+def pairs(page: Any, notebook: Any | None) -> Iterator[tuple[Any, Any]]:
+    """The code cells of a page, each with the one of its notebook; in a preview those that have one."""
+    if not os.environ.get(PREVIEW):
+        yield from zip(code_cells(page), code_cells(notebook), strict=True)
+        return
+    stored = {cell.source.strip(): cell for cell in code_cells(notebook)} if notebook else {}
+    for cell in code_cells(page):
+        if cell.source.strip() in stored:
+            yield cell, stored[cell.source.strip()]
 
 
 def resolve(text: str, where: str) -> str:
@@ -69,13 +85,15 @@ def resolve(text: str, where: str) -> str:
     try:
         return insert_bound(text, ROOT, where)
     except SourceError as error:
+        if os.environ.get(PREVIEW):
+            return BOUND.sub(LATER, text)
         raise StaleError(str(error)) from None
 
 
 def check_chapters(app: Any) -> None:
     """Stop before anything is read: Sphinx would skip an unchanged page, stale or not."""
     try:
-        for chapter in all_notebooks(Path(app.srcdir)):
+        for chapter in [] if os.environ.get(PREVIEW) else all_notebooks(Path(app.srcdir)):
             chapter.require_fresh()
     except StaleChapterError as error:
         raise StaleError(str(error)) from None
@@ -84,7 +102,7 @@ def check_chapters(app: Any) -> None:
 def draw_covers(app: Any) -> None:
     """Put the picture of each chapter's cell with the tag ``cover`` where the front page finds it."""
     for chapter in all_notebooks(Path(app.srcdir)):
-        for cell, stored in zip(code_cells(chapter.source), code_cells(chapter.notebook), strict=True):
+        for cell, stored in pairs(chapter.source, chapter.notebook):
             pictures = [output.data["image/png"] for output in stored.outputs if "image/png" in output.get("data", {})]
             if "cover" in cell.metadata.get("tags", []) and pictures:
                 path = Path(app.srcdir) / COVERS / f"{chapter.slug}.png"
@@ -130,7 +148,7 @@ def is_thebe(file: Any) -> bool:
 def offer_notebooks(app: Any, exception: Exception | None) -> None:
     """Let the download button give the reader's notebook instead of the page's own."""
     if exception is None and app.builder.format == "html":
-        for chapter in all_notebooks(Path(app.srcdir)):
+        for chapter in [page for page in all_notebooks(Path(app.srcdir)) if page.notebook]:
             target = Path(app.outdir) / "_sources" / "chapters" / chapter.notebook_path.name
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(chapter.notebook_path, target)
