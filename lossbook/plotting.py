@@ -17,7 +17,10 @@ _FAMILIES = {
         **{"cross-entropy": "-", "BCE": "-", "softmax": "-", "weighted BCE": "--", "BCE, base rate": ":"},
         "normalised softmax": "-.",
     },
-    "blue": {"multi-label softmax": "-", "pairwise loss": "--", "symmetric KL": ":", "EMO + CE": "--"},
+    "blue": {
+        **{"multi-label softmax": "-", "pairwise loss": "--", "symmetric KL": ":", "EMO + CE": "--"},
+        **{"mixed losses": "--", "rounded targets": ":"},
+    },
     "green": {"focal loss": "-", "asymmetric loss": "--", "EMO": "-", "hinge": ":"},
     "magenta": {
         **{"soft truncation": "-", "hard truncation": "--"},

@@ -155,6 +155,7 @@ TOGETHER = (
 PICTURES = (  # what stands in one picture
     ("BCE", "weighted BCE", "BCE, base rate", "multi-label softmax", "pairwise loss", "focal loss"),
     ("BCE", "multi-label softmax", "symmetric KL"),
+    ("BCE", "multi-label softmax", "mixed losses", "rounded targets"),
     ("BCE", "weighted BCE", "focal loss", "hard truncation", "soft truncation", "asymmetric loss"),
     ("softmax", "normalised softmax", "AM-softmax", "ArcFace", "SphereFace"),
     ("cross-entropy", "EXACT", "EXACT, annealed", "EXACT, no warm-up", "−log P", "soft accuracy", "hinge"),
