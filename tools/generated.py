@@ -69,10 +69,10 @@ def questions(root: Path = ROOT) -> str:
             links = [f"{n}. [{text}](#{name_of('Question', f'{chapter.number}.{n}')})" for n, text, _ in asked]
             parts.append("\n".join(links))
         if tasks:
-            rows: list[tuple[object, ...]] = [
-                (f"[{n} {text}](#{name_of('Exercise', n)})", level, time) for n, text, level, time in tasks
+            lines = [
+                f"- [{n} {text}](#{name_of('Exercise', n)}): {how}, {time} minutes" for n, text, how, time in tasks
             ]
-            parts.append(table((f"exercise ({minutes} minutes in all)", "difficulty", "minutes"), rows))
+            parts.append("\n".join([f"{len(tasks)} exercises, {minutes} minutes in all:\n", *lines]))
     return "\n\n".join(parts) or "There are none yet."
 
 
