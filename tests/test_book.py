@@ -17,12 +17,15 @@ import pytest
 import yaml
 
 from tools.build import build
-from tools.chapters import ROOT, all_chapters, toc_pages
+from tools.chapters import ROOT, all_chapters, all_notebooks, pages_of, toc_pages
+from tools.limits import SCREENS
 from tools.reader import labelled_equations
 
 CHROMIUM = os.environ.get("LOSSBOOK_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
 PAGES = [name for name, _ in toc_pages()]
 CHAPTERS = pytest.mark.parametrize("chapter", all_chapters(), ids=lambda c: c.slug)
+PARTS = pytest.mark.parametrize("chapter", [p for p in all_notebooks() if p.number], ids=lambda c: c.slug)
+AXE = ROOT / "tests/vendor/axe-core/axe.min.js"
 # Chromium on its own asks its maker for updates at every start.
 ARGUMENTS = [
     "--no-sandbox",
@@ -44,6 +47,11 @@ def site(tmp_path_factory):
     return output / "_build" / "html"
 
 
+def built(site, page):
+    """The HTML of a page with cells."""
+    return (site / "chapters" / f"{page.slug}.html").read_text(encoding="utf-8")
+
+
 @pytest.fixture(scope="session")
 def browser():
     if not CHROMIUM:
@@ -62,9 +70,9 @@ def browser():
 class Page:
     """A page opened from disk, with what went wrong while it loaded."""
 
-    def __init__(self, browser, url, *, scheme="light", width=1280, height=900):
+    def __init__(self, browser, url, *, scheme="light", width=1280, height=900, scripts=True):
         self.context = browser.new_context(
-            viewport={"width": width, "height": height}, color_scheme=scheme, offline=True
+            viewport={"width": width, "height": height}, color_scheme=scheme, offline=True, java_script_enabled=scripts
         )
         self.tab = self.context.new_page()
         self.problems: list[str] = []
@@ -74,6 +82,8 @@ class Page:
         self.tab.on("requestfailed", lambda r: self.problems.append(f"{r.url} failed"))
         self.tab.on("request", lambda r: self.requests.append(r.url))
         self.tab.goto(url, wait_until="load")
+        if not scripts:
+            return
         # MathJax sets formulas after the page has loaded.
         self.tab.wait_for_function("() => !document.querySelector('.math') || document.querySelector('mjx-container')")
         self.tab.evaluate("() => window.MathJax?.startup?.promise")
@@ -155,6 +165,87 @@ FAINT_TEXT = """() => {
 }"""
 
 
+# ---------------------------------------------------------------- limits and accessibility
+
+UNFOLD = """() => {
+  document.querySelectorAll('main details').forEach(d => { d.open = true; });
+  document.querySelectorAll('main button.toggle-button-hidden').forEach(b => b.click());
+}"""
+# Rules of axe-core that these pages may break, each with its reason.
+ALLOWED: dict[str, str] = {}
+
+
+@pytest.mark.parametrize("name", PAGES)
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_page_meets_wcag(open_page, name, scheme):
+    """WCAG 2.2 AA as far as axe-core can see it, with everything unfolded."""
+    tab = open_page(f"{name}.html", scheme=scheme).tab
+    tab.evaluate(UNFOLD)
+    tab.evaluate(AXE.read_text(encoding="utf-8"))
+    levels = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
+    found = tab.evaluate("tags => axe.run(document, {runOnly: tags}).then(r => r.violations)", levels)
+    said = [
+        f"{rule['id']} ({rule['help']}): {node['target']} {node['html'][:160]}"
+        for rule in found
+        if rule["id"] not in ALLOWED
+        for node in rule["nodes"][:4]
+    ]
+    assert not said, "\n".join(said)
+
+
+@CHAPTERS
+def test_a_chapter_is_read_in_twenty_screens(open_page, chapter):
+    tab = open_page(f"chapters/{chapter.slug}.html", height=800).tab
+    assert tab.evaluate("document.documentElement.scrollHeight") / 800 <= SCREENS
+
+
+CUT_OFF = """() => [...document.querySelectorAll('main :is(pre, table, .output, mjx-container[display=true])')]
+  .filter(e => e.checkVisibility() && e.scrollWidth > e.clientWidth + 1)
+  .map(e => `${e.tagName}, ${e.scrollWidth - e.clientWidth} pixels too wide: ${e.textContent.trim().slice(0, 60)}`)"""
+
+
+@PARTS
+def test_no_code_formula_or_output_is_cut_off(open_page, chapter):
+    tab = open_page(f"chapters/{chapter.slug}.html", height=800).tab
+    tab.evaluate(UNFOLD)
+    assert tab.evaluate(CUT_OFF) == []
+
+
+@CHAPTERS
+def test_the_verdict_and_its_lines_are_on_the_first_screen(open_page, chapter):
+    tab = open_page(f"chapters/{chapter.slug}.html", height=800).tab
+    assert tab.evaluate("document.querySelector('.verdict').getBoundingClientRect().bottom") <= 800
+
+
+@CHAPTERS
+def test_the_first_formula_is_set_within_two_seconds(browser, site, chapter):
+    context = browser.new_context(viewport={"width": 1280, "height": 800}, offline=True)
+    tab = context.new_page()
+    tab.goto(f"{site.as_uri()}/chapters/{chapter.slug}.html", wait_until="commit")
+    tab.wait_for_selector("main mjx-container", state="attached", timeout=2000)
+    context.close()
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_is_light(site, name):
+    """At most 1 MB on the wire, where text shrinks to a quarter, without what all pages share."""
+    page = site / f"{name}.html"
+    pictures = set(re.findall(r'src="[^"]*(_images|_static/covers)/([^"]+)"', page.read_text(encoding="utf-8")))
+    size = sum((site / folder / unquote(picture)).stat().st_size for folder, picture in pictures)
+    assert page.stat().st_size / 4 + size <= 1_000_000
+
+
+def test_what_all_pages_share_is_light(site):
+    assert sum(path.stat().st_size for path in (site / "_static").rglob("*") if path.is_file()) <= 15_000_000
+
+
+@PARTS
+def test_without_scripts_a_page_has_its_text_and_pictures(open_page, chapter):
+    tab = open_page(f"chapters/{chapter.slug}.html", scripts=False).tab
+    assert tab.locator("main h1").inner_text()
+    assert tab.locator("main img:visible").count() >= (3 if chapter.kind == "chapter" else 0)
+
+
 # ---------------------------------------------------------------- what a reader can do on a page
 
 
@@ -182,14 +273,16 @@ def test_the_theme_button_turns_the_page_dark(open_page):
 def test_copy_buttons_copy_the_code(open_page, chapter):
     page = open_page(f"chapters/{chapter.slug}.html")
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
-    cell = page.tab.locator(".cell_input .highlight:visible").first
-    cell.hover()
-    cell.locator("button.copybtn").click()
+    code = page.tab.locator(".verdict .highlight-python").first
+    code.hover()
+    code.locator("button.copybtn").click()
     page.tab.wait_for_selector("button.copybtn.success")
-    assert "import torch" in page.tab.evaluate("navigator.clipboard.readText()")
+    copied = page.tab.evaluate("navigator.clipboard.readText()")
+    assert copied.strip() == code.locator("pre").inner_text().strip()
+    assert "from lossbook" in copied
 
 
-@CHAPTERS
+@PARTS
 def test_download_and_colab_give_the_readers_notebook(site, chapter):
     page = (site / "chapters" / f"{chapter.slug}.html").read_text(encoding="utf-8")
     (link,) = set(re.findall(r'href="([^"]+\.ipynb)"[^>]*download|href="(\.\./_sources/[^"]+\.ipynb)"', page)) or [()]
@@ -201,11 +294,13 @@ def test_download_and_colab_give_the_readers_notebook(site, chapter):
     assert colab in page
 
 
-@CHAPTERS
-def test_solutions_are_hidden_until_asked_for(open_page, chapter):
+@PARTS
+def test_answers_and_solutions_are_hidden_until_asked_for(open_page, chapter):
+    if chapter.kind == "evidence":
+        return
     tab = open_page(f"chapters/{chapter.slug}.html").tab
     solution = tab.locator(".admonition.dropdown").first
-    body = solution.locator(".highlight").first
+    body = solution.locator("p:not(.admonition-title), .highlight").first
     assert not body.is_visible()
     solution.locator("button.toggle-button").click()
     assert body.is_visible()
@@ -214,25 +309,45 @@ def test_solutions_are_hidden_until_asked_for(open_page, chapter):
 # ---------------------------------------------------------------- page and notebook agree
 
 
+def text_of(page):
+    """The Markdown of a reader's notebook."""
+    return "\n".join(cell.source for cell in page.notebook.cells if cell.cell_type == "markdown")
+
+
 @CHAPTERS
 def test_equations_have_the_same_numbers_on_page_and_in_notebook(site, chapter):
-    page = (site / "chapters" / f"{chapter.slug}.html").read_text(encoding="utf-8")
-    numbers = re.findall(r'<span class="eqno">\((\d+\.\d+)\)', page)
-    text = "\n".join(c.source for c in chapter.notebook.cells if c.cell_type == "markdown")
-    tags = re.findall(r"\\tag\{(\d+\.\d+)\}", text)
-    assert tags == numbers == [f"{chapter.number}.{i}" for i in range(1, len(tags) + 1)]
-    assert len(tags) >= 5
+    """Counted over the chapter, its evidence and its exercises."""
+    found = []
+    for page in pages_of(chapter):
+        numbers = re.findall(r'<span class="eqno">\((\d+\.\d+)\)', built(site, page))
+        assert re.findall(r"\\tag\{(\d+\.\d+)\}", text_of(page)) == numbers
+        found += numbers
+    assert found == [f"{chapter.number}.{i}" for i in range(1, len(found) + 1)]
+    assert len(found) >= 5
 
 
 @CHAPTERS
 def test_references_to_equations_agree_with_the_page(site, chapter):
-    """Each label's number, taken from the page's own links, is the number that the notebook shows."""
-    page = (site / "chapters" / f"{chapter.slug}.html").read_text(encoding="utf-8")
-    shown = dict(re.findall(r'href="#equation-([\w-]+)">\((\d+\.\d+)\)', page))
-    labels = labelled_equations("\n\n".join(c.source for c in chapter.source.cells if c.cell_type == "markdown"))
-    assert shown
-    for label, number in shown.items():
-        assert number == f"{chapter.number}.{labels.index(label) + 1}"
+    """Each label's number, taken from the pages' own links, is the number that the notebooks show."""
+    pages = pages_of(chapter)
+    cells = [cell.source for page in pages for cell in page.source.cells if cell.cell_type == "markdown"]
+    labels = labelled_equations("\n\n".join(cells))
+    for page in pages:
+        shown = dict(re.findall(r'href="#equation-([\w-]+)">\((\d+\.\d+)\)', built(site, page)))
+        assert shown or page.kind != "chapter"
+        for label, number in shown.items():
+            assert number == f"{chapter.number}.{labels.index(label) + 1}"
+
+
+@CHAPTERS
+def test_captions_have_the_same_numbers_on_page_and_in_notebook(site, chapter):
+    found = []
+    for page in pages_of(chapter):
+        numbers = re.findall(r'caption-line">\s*<em>Figure (\d+\.\d+): ', built(site, page))
+        assert re.findall(r"^\*Figure (\d+\.\d+): ", text_of(page), re.MULTILINE) == numbers
+        found += numbers
+    assert found == [f"{chapter.number}.{i}" for i in range(1, len(found) + 1)]
+    assert found
 
 
 def functions_of(slug):
@@ -245,18 +360,38 @@ def functions_of(slug):
 
 @CHAPTERS
 def test_functions_and_equations_link_to_each_other(site, chapter):
-    chapter_page = (site / "chapters" / f"{chapter.slug}.html").read_text(encoding="utf-8")
+    pages = {page.slug: built(site, page) for page in pages_of(chapter)}
     reference = (site / "chapters" / "reference.html").read_text(encoding="utf-8")
     labels = set()
     for name in functions_of(chapter.slug):
         anchor = f"lossbook.{chapter.slug}.{name}"
         assert f'id="{anchor}"' in reference
-        assert f'href="reference.html#{anchor}"' in chapter_page, f"no equation links to {name}"
+        assert any(f'href="reference.html#{anchor}"' in page for page in pages.values()), f"no equation links to {name}"
         entry = reference.split(f'id="{anchor}"')[1].split('class="sig ')[0]
-        links = re.findall(rf'href="{chapter.slug}\.html#equation-([\w-]+)"', entry)
+        links = re.findall(rf'href="({chapter.slug}\w*)\.html#equation-([\w-]+)"', entry)
         assert links, f"the docstring of {name} names no equation"
         labels |= set(links)
-    assert all(f'id="equation-{label}"' in chapter_page for label in labels)
+    assert all(f'id="equation-{label}"' in pages[slug] for slug, label in labels)
+
+
+def test_the_index_of_questions_leads_to_each_of_them(site):
+    index = (site / "chapters/questions.html").read_text(encoding="utf-8")
+    for page in all_notebooks():
+        for name in re.findall(r'id="((?:question|exercise)-\d+-\d+)"', built(site, page)):
+            assert f'href="{page.slug}.html#{name}"' in index
+    assert index.count("html#question-") == 3 * len(all_chapters())
+
+
+TITLES = "selector => [...document.querySelectorAll(selector)].map(a => [a.href, a.innerText.trim()])"
+
+
+def test_the_front_page_leads_to_every_chapter_by_its_title(open_page):
+    tab = open_page("index.html").tab
+    shown = dict(tab.evaluate(TITLES, ".loss-map li li a"))
+    beside = dict(tab.evaluate(TITLES, ".bd-sidebar-primary .toctree-l1 > a"))
+    assert len(shown) == len(all_chapters())
+    for link, title in shown.items():
+        assert beside[link].split(". ", 1)[1] == title
 
 
 # ---------------------------------------------------------------- links
