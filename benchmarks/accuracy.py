@@ -137,7 +137,16 @@ CASES = [
     Case("exact_loss", leading, SHAPES[:2], (64, 4), expected_error, peers=[GENZ, AUTOGRAD]),
     Case("exact_loss", leading, SHAPES[2:], (64, 4), expected_error, "many classes", tolerance=5e-3),
     Case("exact_loss", leading, SHAPES, (64, 4), minus_log_accuracy, "log", options={"log": True}, tolerance=5e-3),
-    Case("soft_accuracy_loss", class_scores, CLASSES, (6, 5), soft_accuracy),
+    Case(
+        "soft_accuracy_loss",
+        class_scores,
+        CLASSES,
+        (6, 5),
+        soft_accuracy,
+        reasons={
+            "middle eager": "plain, 1 - p has no right digit where a row is sure; summing the others is one pass more"
+        },
+    ),
 ]
 
 if __name__ == "__main__":

@@ -101,6 +101,7 @@ REASONS = {
     "small memory": "results of a row are as large as so few scores",
     "compiled": "the formula that is exact in every derivative has more operations than the plain one",
     "plain compiled": "the compiler joins passes that eager operators make one by one",
+    "busy": "what the system takes from a thread is the same for both and weighs more in the shorter time",
 }
 # a small classifier; then 128 and 1000 classes, the pixels of pictures with 21 classes, the words of a language model
 CLASSES = (

@@ -388,7 +388,8 @@ def evaluate(
     number = rows[1].numel()
     found = {name: value / number for name, value in total.items()}
     found["accuracy_words"] *= number / int((rows[1] != rare).sum())
-    return {"perplexity": math.exp(found.pop("nll")), **found}
+    perplexity = math.exp(min(found.pop("nll"), 700.0))  # of a model that diverged: the largest number, no error
+    return {"perplexity": perplexity, **found}
 
 
 def temperature_for(model: WordModel, text: Tensor, plan: Plan, rare: int, entropy: float) -> float:

@@ -31,11 +31,11 @@ from torch.nn import functional as F
 
 from experiments.harness import SEEDS, Experiment, Job, Task, as_json, main
 from lossbook.data.public import bibtex, delicious, goemotions
-from lossbook.focal import sigmoid_focal_loss
+from lossbook.focal import asymmetric_loss, sigmoid_focal_loss
 from lossbook.metrics import best_threshold, exact_match, macro_f1, micro_f1
 from lossbook.models import text_features
 from lossbook.multilabel_softmax import multilabel_softmax_loss
-from lossbook.training import predict, seeded, train
+from lossbook.training import base_rate_bias, predict, seeded, train
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 Split = tuple[Tensor, Tensor]
@@ -149,7 +149,7 @@ def load(job: Job, form: Form) -> list[Split]:
 def network(form: Form, fit: Split, start: str | None = None) -> nn.Module:
     """One hidden layer; over texts it starts from the mean of the vectors of their pieces.
 
-    ``start`` sets the last bias to the :func:`base_rate` of the training rows ``fit``.
+    ``start`` sets the last bias to the base rate of the training rows ``fit``: of ``each label``, or of ``all labels``.
     """
     inputs, targets = fit
     first: nn.Module
@@ -160,16 +160,8 @@ def network(form: Form, fit: Split, start: str | None = None) -> nn.Module:
     last = nn.Linear(form.hidden, targets.shape[1])
     if start is not None:
         with torch.no_grad():
-            last.bias.copy_(base_rate(targets, start))
+            last.bias.copy_(base_rate_bias(targets if start == "each label" else targets.reshape(-1, 1)))
     return nn.Sequential(first, nn.ReLU(), nn.Dropout(form.dropout), last)
-
-
-def base_rate(targets: Tensor, start: str) -> Tensor:
-    """The logit of the share of true labels, over all labels (``all labels``) or of each label (``each label``)."""
-    true, rows = targets.sum(0).double(), len(targets)
-    if start == "all labels":
-        return torch.logit(true.mean() / rows).expand(len(true)).float()
-    return torch.logit((true + 1) / (rows + 2)).float()  # add-one: a label that is never true stays finite
 
 
 def positive_weight(targets: Tensor, weight: float | str) -> Tensor:
@@ -186,17 +178,6 @@ def bce(input: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
     return total / len(input)
 
 
-def asymmetric_loss(input: Tensor, target: Tensor, *, gamma_neg: float = 4.0, clip: float = 0.05) -> Tensor:
-    r"""Asymmetric loss, with :math:`\gamma_+ = 0`.
-
-    A positive costs :math:`-\log p`, a negative :math:`-q^{\gamma_-} \log(1 - q)` with :math:`q = \max(p - m, 0)`.
-    Summed over the labels, averaged over the rows.
-    """
-    q = (torch.sigmoid(input) - clip).clamp(min=0)
-    minus_log = -torch.log1p(-q) if clip else F.softplus(input)  # without a clip, 1 - q may round to 0
-    return torch.where(target, F.softplus(-input), q**gamma_neg * minus_log).sum() / len(input)
-
-
 def loss_of(method: str, settings: Mapping[str, Any], targets: Tensor) -> Loss:
     """The loss of a method; ``targets`` are those of the training rows, on the device."""
     if method == "weighted BCE":
@@ -206,8 +187,8 @@ def loss_of(method: str, settings: Mapping[str, Any], targets: Tensor) -> Loss:
         options = {"gamma": settings["gamma"], "alpha": settings["alpha"]}
         return lambda s, t: sigmoid_focal_loss(s, t, **options, reduction="sum") / len(s)
     if method == "asymmetric loss":
-        shape = {"gamma_neg": settings["gamma_neg"], "clip": settings["clip"]}
-        return lambda s, t: asymmetric_loss(s, t, **shape)
+        shape = {"gamma_neg": settings["gamma_neg"], "gamma_pos": 0.0, "clip": settings["clip"]}
+        return lambda s, t: asymmetric_loss(s, t, **shape, reduction="sum") / len(s)
     return multilabel_softmax_loss if method == "multi-label softmax" else bce
 
 

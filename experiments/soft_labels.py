@@ -32,14 +32,13 @@ from torch.nn import functional as F
 
 from experiments.harness import Experiment, Job, Settings, Task, main
 from lossbook.data.public import MultilabelTextSplit, goemotions, yeast
-from lossbook.metrics import best_threshold, exact_match, macro_f1, micro_f1
+from lossbook.metrics import best_threshold, calibration_error, exact_match, fit_scale, macro_f1, micro_f1
 from lossbook.models import TextEncoder, text_features
 from lossbook.multilabel_softmax import multilabel_softmax_loss
 from lossbook.soft_labels import mixup, multilabel_probabilities, smooth_labels
 from lossbook.training import predict, train
 
 Split = tuple[Tensor, Tensor]
-BINS = 15
 NOISE = 0.2
 VALIDATION_ROWS = 300  # of the 1,500 training rows of yeast
 ROWS = {"smoke": 300, "cpu": 10_000, "gpu": None}  # training rows of GoEmotions
@@ -110,30 +109,9 @@ def replace_positives(target: Tensor, share: float, generator: Generator) -> Ten
     return (target & ~lost) | (order < lost.sum(1, keepdim=True))
 
 
-def calibration_error(p: Tensor, truth: Tensor, bins: int = BINS) -> float:
-    """Mean distance of probability and share of true labels, over bins that hold equally many label decisions.
-
-    All decisions are sorted by their probability and cut into ``bins`` pieces, whose sizes differ by at most one.
-    """
-    ranked, order = p.double().flatten().sort(stable=True)
-    gaps = ranked - truth.flatten()[order].double()
-    return sum(abs(piece.sum().item()) for piece in gaps.tensor_split(bins)) / len(gaps)
-
-
 def brier(p: Tensor, truth: Tensor) -> float:
     """Mean square of probability minus label, over all label decisions."""
     return (p.double() - truth.double()).square().mean().item()
-
-
-def fit_scale(scores: Tensor, truth: Tensor) -> float:
-    """The factor kappa between 0 and 20 for which sigmoid(kappa s) has the smallest BCE."""
-    s, t = scores.double(), truth.double()
-    low, high = 0.0, 20.0
-    for _ in range(50):  # BCE is convex in kappa: halve the interval by its slope
-        middle = (low + high) / 2
-        slope = (s * (torch.sigmoid(middle * s) - t)).sum().item()
-        low, high = (middle, high) if slope < 0 else (low, middle)
-    return (low + high) / 2
 
 
 def measures(validation: Split, test: Split, given: Tensor, shares: Tensor) -> dict[str, float]:
@@ -147,7 +125,7 @@ def measures(validation: Split, test: Split, given: Tensor, shares: Tensor) -> d
     """
     scores, truth = test
     pred = scores > 0
-    kappa = fit_scale(*validation)
+    kappa = fit_scale(*validation).factor
     readings = {
         "s": torch.sigmoid(scores),
         "2s": multilabel_probabilities(scores),
