@@ -40,6 +40,10 @@ same module with torchrun; the processes share the runs among them through its s
 
 The record goes to ``data/results/<slug>.json``, at the scale ``gpu`` to ``<slug>_gpu.json``. One of the scale ``smoke``
 stays with its runs.
+
+A change of the code marks a record as outdated, whether it changes a number or not. ``--confirm`` finds out in a few
+minutes: it repeats one final run of every method in every task, and where all give the figures that the record holds,
+the record stands for the present code and says how it was confirmed. Else the experiment must be run again.
 """
 
 from __future__ import annotations
@@ -74,6 +78,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SCALES = ("smoke", "cpu", "gpu")
 TUNING_SEEDS = (101,)
 SEEDS = (1, 2, 3, 4, 5)
+SAME = 1e-3  # a repeated run is the same if no metric moved by more of itself; rounding alone moves some by 1e-5
 EXTEND, EXTENSIONS = 3, 3  # factor from one value to the next beyond the edge of a grid; at most so many more
 
 Settings = Mapping[str, Any]
@@ -445,6 +450,46 @@ def check(experiment: Experiment, tasks: Sequence[Task]) -> None:
                 raise ValueError(f"{task.name}: the grid of {method} has the same settings twice")
 
 
+def confirm(experiment: Experiment, tasks: Sequence[Task], scale: str, path: Path, runs: Runs) -> int:
+    """Repeat a run of every method in every task; if all are the same, the record is one of the present code."""
+    record = json.loads(path.read_text(encoding="utf-8"))
+    by_name = {task.name: task for task in tasks}
+    for about in record["tasks"]:
+        if about["name"] not in by_name or about["data"] != data_digests(by_name[about["name"]]):
+            print(f"{path}: the task {about['name']} has other data now; run the experiment again", file=sys.stderr)
+            return 1
+    first = {(run["task"], run["method"]): run for run in reversed(record["runs"]) if run["final"]}
+    apart = 0.0
+    for (name, method), run in tqdm(sorted(first.items()), desc=f"{experiment.slug}, confirming", unit="run"):
+        task = by_name[name]
+        job = Job(task, method, run["settings"], run["seed"], True, scale, best_device(), runs.kept(task))
+        found = make_run(experiment, job)["metrics"]
+        for metric, then in run["metrics"].items():
+            moved = 0.0 if metric == "seconds" else difference(found.get(metric), then)
+            if moved > SAME:
+                text = f"{describe(job)}: {metric} was {then}, is {found.get(metric)}; run the experiment again"
+                print(text, file=sys.stderr)
+                return 1
+            apart = max(apart, moved)
+    record["code"] = deciding_code(experiment.slug)
+    record["confirmed"] = {
+        "runs": len(first),
+        "apart": float(f"{apart:.1g}"),
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
+        **commit("experiments", "lossbook"),
+    }
+    write(path, text_of(record).encode())
+    print(f"{len(first)} runs were repeated and differ by at most {apart:.1g}: {path} is confirmed")
+    return 0
+
+
+def difference(now: float | None, then: float | None) -> float:
+    """How far a metric moved, as a share of itself; metrics near 0 are compared as they are from 0.001 on."""
+    if now is None or then is None:
+        return 0.0 if now is then else math.inf
+    return abs(now - then) / max(abs(then), 1e-3)
+
+
 def share_gpus(crew: Alone) -> None:
     """Give each process of a machine a GPU of its own, as far as there are enough, unless the user named one."""
     if crew.size > 1 and torch.cuda.is_available() and not os.environ.get(OVERRIDE, "").strip():
@@ -458,6 +503,7 @@ def main(experiment: Experiment, argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--scale", choices=SCALES, default="cpu", help="smoke: seconds; cpu (default); gpu: in full")
     parser.add_argument("--task", action="append", help="only this task, as often as needed; writes no record")
     parser.add_argument("--out", type=Path, help="folder of the record (data/results; smoke: that of the runs)")
+    parser.add_argument("--confirm", action="store_true", help="repeat a part of the record's runs with this code")
     parser.add_argument("--runs", type=Path, default=ROOT / "experiments" / "runs", help="folder of the finished runs")
     options = parser.parse_args(argv)
 
@@ -470,6 +516,12 @@ def main(experiment: Experiment, argv: Sequence[str] | None = None) -> int:
     check(experiment, tasks)
 
     code = deciding_code(experiment.slug)
+    suffix = "" if options.scale == "cpu" else f"_{options.scale}"
+    usual = options.runs if options.scale == "smoke" else ROOT / "data" / "results"  # no page shows a smoke record
+    path = (options.out or usual) / f"{experiment.slug}{suffix}.json"
+    if options.confirm:
+        folder = Runs(options.runs / experiment.slug, code, options.scale)
+        return confirm(experiment, tasks, options.scale, path, folder)
     results = carry_out(
         experiment, tasks, options.scale, Runs(options.runs / experiment.slug, code, options.scale), crew
     )
@@ -497,9 +549,6 @@ def main(experiment: Experiment, argv: Sequence[str] | None = None) -> int:
             "environments": environments,
             **results,
         }
-        suffix = "" if options.scale == "cpu" else f"_{options.scale}"
-        usual = options.runs if options.scale == "smoke" else ROOT / "data" / "results"  # no page shows a smoke record
-        path = (options.out or usual) / f"{experiment.slug}{suffix}.json"
         write(path, text_of(record).encode())
         print(f"The record is in {path}")
     crew.leave()
@@ -514,5 +563,6 @@ def brief(value: float | None) -> float | None:
 def text_of(record: Mapping[str, Any]) -> str:
     """The record as JSON, one line for each run."""
     runs = ",\n".join(f"  {as_json(run)}" for run in record["runs"])
-    head = json.dumps({**record, "runs": []}, indent=1, ensure_ascii=False)
+    rest = {key: value for key, value in record.items() if key != "runs"}
+    head = json.dumps({**rest, "runs": []}, indent=1, ensure_ascii=False)
     return head.removesuffix("[]\n}") + f"[\n{runs}\n ]\n}}\n"

@@ -20,7 +20,7 @@ from experiments.harness import Experiment, Job, Task, best, main
 from lossbook.data import _fetch, load_record
 from lossbook.data.public import public_sets
 from tools.chapters import ROOT
-from tools.provenance import deciding_code
+from tools.provenance import changed_code, deciding_code
 
 NO_EXPERIMENT = ("__init__", "advice", "harness")
 SLUGS = sorted(path.stem for path in (ROOT / "experiments").glob("*.py") if path.stem not in NO_EXPERIMENT)
@@ -45,6 +45,53 @@ def record_of(folder, name="accuracy"):
 def alone(monkeypatch):
     monkeypatch.setenv("LOSSBOOK_DEVICE", "cpu")
     monkeypatch.delenv("WORLD_SIZE", raising=False)
+
+
+# ---------------------------------------------------------------- records of older code
+
+
+def test_a_record_of_older_code_is_confirmed_by_a_part_of_its_runs(tmp_path, capsys):
+    made: list[Job] = []
+    shift = [0.0]
+
+    def run(job):
+        made.append(job)
+        return {"score": job.settings["x"] + job.seed / 10 + shift[0], "seconds": len(made)}
+
+    experiment = experiment_of(run, metrics=("score", "seconds"))
+    assert main(experiment, arguments(tmp_path)) == 0
+    path = tmp_path / "out" / "accuracy.json"
+    before = record_of(tmp_path)
+    old = {**before, "code": dict.fromkeys(before["code"], "0" * 16)}
+    path.write_text(harness.text_of(old), encoding="utf-8")
+    assert changed_code(record_of(tmp_path)) == sorted(old["code"])
+
+    made.clear()
+    shift[0] = 1e-5
+    assert main(experiment, arguments(tmp_path, "--confirm")) == 0
+    assert [(job.method, job.settings["x"], job.seed, job.final) for job in made] == [
+        ("a", 2, 1, True),
+        ("b", 5, 1, True),
+    ]
+    after = record_of(tmp_path)
+    assert changed_code(after) == []
+    assert after["confirmed"]["runs"] == 2
+    assert 1e-6 < after["confirmed"]["apart"] < 1e-5
+    assert {**after, "confirmed": None, "code": None} == {**before, "confirmed": None, "code": None}
+
+    shift[0] = 0.1
+    path.write_text(harness.text_of(old), encoding="utf-8")
+    assert main(experiment, arguments(tmp_path, "--confirm")) == 1
+    assert "score was 2.1, is 2.2; run the experiment again" in capsys.readouterr().err
+    assert record_of(tmp_path) == old
+
+
+def test_a_record_of_other_data_is_not_confirmed(tmp_path, capsys):
+    experiment = experiment_of(lambda job: {"score": 1.0})
+    main(experiment, arguments(tmp_path))
+    other = experiment_of(lambda job: {"score": 1.0}, [replace(TASK, sets=("uci-wine",))])
+    assert main(other, arguments(tmp_path, "--confirm")) == 1
+    assert "the task flowers has other data now" in capsys.readouterr().err
 
 
 # ---------------------------------------------------------------- tuning and measuring

@@ -126,6 +126,12 @@ def record_sentence(slug: str, root: Path = ROOT) -> str:
     if record["changed"]:
         origin += " with changes that were not committed"
     text = f"Record `{path.relative_to(root).as_posix()}`: {Record(record).about()}, {origin}."
+    if confirmed := record.get("confirmed"):
+        text += (
+            f" The code changed since: {confirmed['runs']} of the runs, one of each method in each task, were repeated "
+            f"on {confirmed['date']} at commit `{confirmed['commit'][:7]}` and differ by at most "
+            f"{confirmed['apart']:.0e} of the figure."
+        )
     if changed := changed_code(record, root):
         files = ", ".join(f"`{name}`" for name in changed)
         text += f" **Outdated: {files} changed after these runs. The figures are those of the old code.**"
