@@ -2,6 +2,7 @@
 
 import multiprocessing
 import threading
+import time
 
 import pytest
 import torch
@@ -45,6 +46,21 @@ def test_every_piece_is_worked_on_once_with_the_room_of_its_thread():
     assert sorted(piece for room in rooms for piece in room) == list(range(50))
     assert all(name.startswith("lossbook") for name in names)
     assert torch.get_num_threads() == 2
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_an_error_is_raised_when_no_thread_works_any_more():
+    done = []
+
+    def work(piece, room):
+        if piece == 0:
+            raise ValueError("the first piece")
+        time.sleep(0.02)
+        done.append(piece)
+
+    with pytest.raises(ValueError, match="the first piece"):
+        each(CPU, range(8), list, work)
+    assert sorted(done) == list(range(1, 8))
 
 
 @pytest.mark.usefixtures("two_threads")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import cache
 from threading import Barrier
 from typing import Any
@@ -19,7 +19,10 @@ import torch
 def each(
     device: torch.device, pieces: Iterable[Any], begin: Callable[[], Any], work: Callable[[Any, Any], None]
 ) -> None:
-    """``work(piece, room)`` for every piece; ``begin()`` makes the room that a thread works in."""
+    """``work(piece, room)`` for every piece; ``begin()`` makes the room that a thread works in.
+
+    An error of a piece is raised when no thread works any more.
+    """
     waiting = list(pieces)
     threads = torch.get_num_threads() if device.type == "cpu" else 1
     queue = iter(waiting)  # its next piece goes to one thread only
@@ -33,8 +36,10 @@ def each(
     if min(threads, len(waiting)) < 2:
         return run()
     pool = _pool(threads, os.getpid())
-    for done in [pool.submit(run) for _ in range(min(threads, len(waiting)))]:
-        done.result()
+    done = [pool.submit(run) for _ in range(min(threads, len(waiting)))]
+    wait(done)  # before an error of one is raised: the others still write into the caller's tensors
+    for part in done:
+        part.result()
 
 
 def numbers(device: torch.device) -> int:

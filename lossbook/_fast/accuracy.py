@@ -311,10 +311,10 @@ def _slope(g: Tensor, kept: Kept, spare: bool) -> Tensor:
     return torch.mul(slope, g.unsqueeze(-1), out=slope if spare else None)
 
 
-def _pieces(total: int, each: int, device: torch.device, threads: int = 1) -> list[slice]:
-    """Slices of ``total`` rows of about one size, none with more numbers than a piece where a row takes ``each``."""
+def _pieces(total: int, size: int, device: torch.device, threads: int = 1) -> list[slice]:
+    """Slices of ``total`` rows of about one size, none with more numbers than a piece where a row takes ``size``."""
     low, high = _PIECE.get(device.type, _DEVICE_PIECE)
-    most = max(1, min(max(total * each // 8, low), high) // each)
+    most = max(1, min(max(total * size // 8, low), high) // size)
     return slices(total, math.ceil(total / max(math.ceil(total / most), min(threads, total)))) if total else []
 
 
