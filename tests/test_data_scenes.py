@@ -29,15 +29,18 @@ def test_a_seed_gives_the_same_scenes_and_another_does_not():
 
 @pytest.mark.parametrize("split", SPLITS)
 def test_a_digit_of_the_split_stands_where_the_label_says(split):
-    images, truth = digit_scenes(12, split=split, seed=5)
-    digits = {name: torch.from_numpy(_source_digits()[0][part]).flatten(1) for name, part in SPLITS.items()}
+    images, truth = digit_scenes(3, split=split, seed=5)
+    digits = torch.from_numpy(_source_digits()[0][SPLITS[split]]).flatten(1)
+
+    def far(window):
+        """How far a window is from the nearest digit of the split."""
+        return (digits - window.flatten()).square().mean(1).min().item()
+
     for image, true in zip(images[:, 0], truth, strict=True):
-        for spot in true.nonzero()[:, 0].tolist():
-            y, x = divmod(spot, SPOTS)
-            window = image[y : y + 8, x : x + 8].flatten()
-            nearest = {name: (some - window).square().mean(1).min().item() for name, some in digits.items()}
-            assert min(nearest, key=nearest.get) == split
-            assert nearest[split] < 0.05  # the noise has variance 0.04, less where it is cut at 0 and 1
+        windows = {spot: image[spot // SPOTS :, spot % SPOTS :][:8, :8] for spot in range(SPOTS**2)}
+        nearest = sorted(windows, key=lambda spot: far(windows[spot]))
+        assert true[nearest[:2]].all()
+        assert far(windows[nearest[0]]) < 0.05  # the noise has variance 0.04, less where it is cut at 0 and 1
 
 
 def test_outside_the_six_things_there_is_noise_only():
