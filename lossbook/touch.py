@@ -60,7 +60,7 @@ def page(name: str) -> str:
     scripts = "\n".join(f"<script>\n{part}\n</script>" for part in parts)
     return (
         f'<div class="touch" data-figure="{name}">'
-        f'<img class="touch-picture" src="data:image/png;base64,{picture}" width="560" alt="{words}"></div>\n'
+        f'<img class="touch-picture" src="data:image/png;base64,{picture}" width="460" alt="{words}"></div>\n'
         f"{start}\n<style>\n{_text('touch.css')}\n</style>\n{scripts}\n{end}\n"
     )
 

@@ -8,6 +8,7 @@ notebooks; run it when a figure changed. ``--check`` only tells which stored not
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import re
 import shutil
@@ -49,7 +50,8 @@ def setup(app: Any) -> dict[str, bool]:
 
 
 def draw(names: list[str]) -> None:
-    """Draw the figures' pictures: 560 pixels wide, on a clear ground, in colours that show on light and dark pages."""
+    """Draw the figures' pictures: 460 pixels wide, on a clear ground, in colours that show on light and dark pages."""
+    from PIL import Image
     from playwright.sync_api import sync_playwright
 
     program = os.environ.get("LOSSBOOK_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
@@ -57,14 +59,16 @@ def draw(names: list[str]) -> None:
     with sync_playwright() as playwright, tempfile.TemporaryDirectory() as folder:
         browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-gpu"])
         for name in names:
-            text = touch.page(name).replace('class="touch"', 'class="touch" data-scheme="picture" style="width: 560px"')
+            text = touch.page(name).replace('class="touch"', 'class="touch" data-scheme="picture" style="width: 460px"')
             file = Path(folder) / f"{name}.html"
             file.write_text(f"<!doctype html><meta charset=utf-8>{text}", encoding="utf-8")
             tab = browser.new_context(offline=True, **options).new_page()
             tab.goto(file.as_uri())
             tab.wait_for_selector(".touch[data-live]")
             tab.wait_for_timeout(200)
-            tab.locator(".touch").screenshot(path=FOLDER / f"{name}.png", omit_background=True)
+            data = tab.locator(".touch").screenshot(omit_background=True)
+            few = Image.open(io.BytesIO(data)).convert("RGBA").quantize(64, method=Image.Quantize.FASTOCTREE)
+            few.save(FOLDER / f"{name}.png", optimize=True)
             print(f"{name}: {(FOLDER / f'{name}.png').stat().st_size / 1000:.0f} kB")
         browser.close()
 

@@ -33,7 +33,7 @@
   const accuracy = (b) => mean((x, y) => (y * (x - b) > 0 || (y < 0 && x === b) ? 1 : 0));
   L.accuracy = { loss, slope, ce, normal, right };
 
-  const X = [-1.25, 1.5], xs = L.range(...X, 276), low = (s) => Math.max(s.sigma, 0.02);
+  const X = [-1.5, 3], xs = L.range(...X, 451), low = (s) => Math.max(s.sigma, 0.02);
   const deviation = (s) => low(s) * Math.SQRT2;
   const names = ["−", "−", "+"], colors = ["orange", "orange", "blue"];
   const rows = [0, 0.55, 1.1];
@@ -42,7 +42,7 @@
     x: X, y: [0, 1.75], height: 240, margins: [8, 10, 42, 34],
     words: "The three points with their noise, and the border",
     draw(panel) {
-      panel.axes({ xTicks: [-1, -0.5, 0, 0.5, 1, 1.5], xTitle: "x, with the noise of the scores" });
+      panel.axes({ xTicks: [-1, 0, 1, 2, 3], xTitle: "x, with the noise of the scores" });
       points.forEach((x, i) => {
         const top = (s) => 0.48 * Math.min(1, 0.35 / deviation(s) + 0.3), base = 1.1 - rows[i];
         const shape = (s, keep) => {
@@ -64,22 +64,21 @@
         { anchor: "left" });
       panel.handle({
         at: (s) => [s.b, 0], axis: "x", step: [0.05, 0], color: "ink", size: 9, label: "Border b",
-        says: (s) => `b = ${L.number(s.b)}`, move: (s, x) => (s.b = Math.round(100 * L.clip(x, -1.2, 1.45)) / 100),
+        says: (s) => `b = ${L.number(s.b)}`, move: (s, x) => (s.b = Math.round(100 * L.clip(x, -0.95, 2.95)) / 100),
       });
     },
   };
   const curves = {
-    x: X, y: [0, 1], height: 250, margins: [24, 10, 42, 34],
+    x: X, y: [0, 1.2], height: 250, margins: [24, 10, 42, 34],
     words: "The losses over the border",
     draw(panel) {
-      panel.axes({ xTicks: [-1, -0.5, 0, 0.5, 1, 1.5], yTicks: [0, 0.5, 1], xTitle: "border b", yTitle: "mean loss" });
+      panel.axes({ xTicks: [-1, 0, 1, 2, 3], yTicks: [0, 0.5, 1], xTitle: "border b", yTitle: "mean loss" });
       panel.curve(() => [xs, xs.map((b) => 1 - accuracy(b))], { color: "faint", width: 1.5 });
       panel.loss("cross-entropy", () => [xs, xs.map(ce.loss)]);
       panel.loss("EXACT", (s) => [xs, xs.map((b) => loss(b, low(s)))]);
-      panel.text(() => [X[0] + 4 * panel.unit[0], ce.loss(X[0]) + 0.03], "", {});
-      panel.text([-0.72, 0.9], "cross-entropy", { color: "cross-entropy" });
-      panel.text((s) => [-0.72, loss(-0.72, low(s)) - 0.09], "EXACT, 1 − P", { color: "EXACT" });
-      panel.text([0.5, 0.25], "errors", { color: "ink", size: 13 });
+      panel.text([0.35, 1.05], "cross-entropy", { color: "cross-entropy" });
+      panel.text((s) => [2.95, loss(2.2, low(s)) + 0.09], "EXACT, 1 − P", { color: "EXACT", anchor: "right" });
+      panel.text([0.36, 0.13], "errors", { color: "ink", size: 13 });
       // the slope at b, as a piece of the tangent
       [["EXACT", (s) => loss(s.b, low(s)), (s) => slope(s.b, low(s))], ["cross-entropy", (s) => ce.loss(s.b), (s) => ce.slope(s.b)]]
         .forEach(([name, value, rise]) => {
@@ -91,7 +90,7 @@
       panel.handle({
         at: (s) => [s.b, 0], axis: "x", step: [0.05, 0], color: "ink", size: 9, label: "Border b, under the losses",
         says: (s) => `b = ${L.number(s.b)}, loss ${L.number(loss(s.b, low(s)))}`,
-        move: (s, x) => (s.b = Math.round(100 * L.clip(x, -1.2, 1.45)) / 100),
+        move: (s, x) => (s.b = Math.round(100 * L.clip(x, -0.95, 2.95)) / 100),
       });
       panel.curve((s) => [[s.b, s.b], [0, 1]], { color: "ink", width: 1.2, dash: 2 });
     },
@@ -99,7 +98,7 @@
 
   L.define("accuracy", {
     words: "Three points, a border and noise",
-    state: { sigma: 0.2, b: 0.7 },
+    state: { sigma: 0.3, b: 1 },
     controls: [{ name: "sigma", label: "σ, noise", min: 0.02, max: 1, step: 0.02, color: "EXACT", show: (v) => L.number(v) }],
     panels: [bells, curves],
     says: (s) => `Expected errors ${L.number(loss(s.b, low(s)))}, slope ${L.small(slope(s.b, low(s)))}: ` +

@@ -45,13 +45,12 @@
   ];
 
   const circle = {
-    x: [-1.3, 1.3], y: [-1.3, 1.3], square: true, margins: [2, 2, 2, 2],
+    x: [-1.3, 1.3], y: [-1.3, 1.3], square: true, widest: 330, margins: [2, 2, 2, 2],
     words: "Two class vectors and a point on a circle, with the region of each class",
     draw(panel) {
       panel.curve(() => arcs(1, () => true), { color: "grid", width: 16 });
       panel.curve((s) => arcs(1, (a) => won(s, a, true)), { color: "blue", width: 16, opacity: 0.55 });
       panel.curve((s) => arcs(1, (a) => won(s, a, false)), { color: "orange", width: 16, opacity: 0.55 });
-      panel.text([0, 1.21], "", {});
       [["w1", "blue", "w₁"], ["w2", "orange", "w₂"]].forEach(([name, color, words], i) => {
         panel.curve((s) => [[0, 0.9 * Math.cos(rad(s[name]))], [0, 0.9 * Math.sin(rad(s[name]))]], { color, width: 3 });
         panel.handle({
@@ -71,16 +70,24 @@
       });
       panel.curve((s) => [[0, 0.9 * Math.cos(rad(s.point))], [0, 0.9 * Math.sin(rad(s.point))]],
         { color: "ink", width: 1.5, dash: 2 });
-      panel.text((s) => [1.2 * Math.cos(rad(s.point)), 1.2 * Math.sin(rad(s.point))], "z",
+      panel.text((s) => [0.8 * Math.cos(rad(s.point)), 0.8 * Math.sin(rad(s.point))], "z",
         { anchor: "middle", bold: true });
-      panel.text(() => [-1.28, -1.12], "grey: nobody's zone", { size: 13 });
+      // the push on the point, along the circle towards w1
+      panel.curve((s) => {
+        const way = ((((s.w1 - s.point) % 360) + 540) % 360) - 180;
+        const size = 55 * L.clip(pushNow(s) / s.scale, -1.5, 1.5) * Math.sign(way);
+        const turn = L.range(s.point, s.point + size, 31), r = 1.14;
+        if (Math.abs(size) < 1) return [[NaN], [NaN]];
+        return [turn.map((a) => r * Math.cos(rad(a))), turn.map((a) => r * Math.sin(rad(a)))];
+      }, { color: "violet", width: 3, arrow: true });
+      panel.text(() => [-1.28, -1.12], "grey: the free zone", { size: 13 });
     },
   };
   const lossNow = (s) => loss(s.kind, ...cosines(s, s.point), given(s), s.scale);
   const pushNow = (s) => push(s.kind, ...cosines(s, s.point), given(s), s.scale);
 
   const curves = {
-    x: [0, 180], y: [-2, 1], height: (w) => Math.min(300, w), margins: [24, 12, 42, 32],
+    x: [0, 180], y: [-2, 1], height: (w) => Math.min(300, w), margins: [24, 20, 42, 32],
     words: "The target's score psi over its angle",
     draw(panel) {
       panel.axes({ xTicks: [[0, "0°"], [60, "60°"], [120, "120°"], [180, "180°"]], yTicks: [-2, -1, 0, 1],
@@ -95,15 +102,17 @@
         return [[a, a], [-2, Math.max(psi(s.kind, Math.cos(rad(a)), given(s)), -2)]];
       }, { color: "ink", width: 1.5, dash: 2 });
       panel.text((s) => [L.clip(apart(s.point, s.w1), 12, 168), -1.82], "z", { bold: true, anchor: "middle" });
-      panel.text((s) => [150, 0.75], (s) => s.kind, { color: "violet", anchor: "middle", bold: true });
+      panel.stage.bars("", [{ label: "push / γ", color: "violet", value: (s) => pushNow(s) / s.scale,
+        show: (v) => L.small(v) }]);
+      panel.text(() => [150, 0.75], (s) => s.kind, { color: "violet", anchor: "middle", bold: true });
     },
   };
 
   L.define("am_softmax", {
     words: "Class vectors on a circle, the regions that a margin leaves to each, and psi over the angle",
-    state: { kind: "AM-softmax", m: 0.35, scale: 10, w1: 150, w2: 40, point: 112 },
+    state: { kind: "AM-softmax", m: 0.35, scale: 30, w1: 150, w2: 40, point: 100 },
     controls: [
-      { name: "kind", label: "", choices: kinds.map((kind) => [kind, kind]) },
+      { name: "kind", label: "The kind of margin", choices: kinds.map((kind) => [kind, kind]) },
       { name: "m", label: "margin m", min: 0, max: 1, step: 0.05, color: "AM-softmax",
         show: (v, s) => (s.kind === "SphereFace" ? `× ${factor(v)}` : s.kind === "softmax" ? "none" : L.number(v)) },
       { name: "scale", label: "scale γ", min: 1, max: 40, step: 1, color: "ink", show: (v) => String(v) },
@@ -111,7 +120,7 @@
     panels: [circle, curves],
     says: (s) => {
       const [a, b] = cosines(s, s.point), in1 = won(s, s.point, true), in2 = won(s, s.point, false);
-      const where = in1 ? "in the region of its class" : in2 ? "in the region of the other class" : "in nobody's zone";
+      const where = in1 ? "in the region of its class" : in2 ? "in the region of the other class" : "in the free zone";
       return `The point z of class 1 is ${where}: cos θ₁ = ${L.number(a)}, ψ = ${L.number(psi(s.kind, a, given(s)))}, ` +
         `cos θ₂ = ${L.number(b)}. Loss ${L.small(lossNow(s))}, push ${L.small(pushNow(s))}.`;
     },

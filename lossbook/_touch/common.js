@@ -69,7 +69,7 @@
       this.controls = make("div", "touch-controls", this.live);
       (figure.controls || []).forEach((c) => this.addControl(c));
       if (figure.before) figure.before(this.state);
-      const panels = make("div", "touch-panels", this.live);
+      const panels = make("div", `touch-panels${figure.stacked ? " touch-stacked" : ""}`, this.live);
       this.after = make("div", "", this.live);
       this.panels = (figure.panels || [figure]).map((part) => new Panel(this, part, panels));
       this.says = make("p", "touch-says", this.live);
@@ -98,7 +98,7 @@
         const group = make("div", "touch-switch", this.controls);
         group.setAttribute("role", "radiogroup");
         group.setAttribute("aria-label", c.label);
-        make("span", "", group, c.label);
+        if (c.title) make("span", "", group, c.title);
         const name = `touch-${c.name}-${(count += 1)}`;
         c.choices.forEach(([value, label]) => {
           const row = make("label", "", group), input = make("input", "", row);
@@ -152,7 +152,8 @@
       this.state = stage.state;
       this.box = make("div", "touch-board", parent);
       this.box.id = `touch-board-${Date.now().toString(36)}-${(count += 1)}`;
-      const width = this.box.clientWidth || 560;
+      if (part.widest) this.box.style.maxWidth = `${part.widest}px`;
+      const width = this.box.clientWidth || Math.min(560, part.widest || 560);
       this.size(width);
       this.board = JXG.JSXGraph.initBoard(this.box.id, {
         boundingbox: this.bounds(width), axis: false, keepaspectratio: false, showCopyright: false,
@@ -161,6 +162,7 @@
         title: part.words, registerEvents: { keyboard: false, resize: false, wheel: false },
       });
       this.box.classList.remove("jxgbox");
+      this.box.setAttribute("role", "group");
       part.draw(this);
       new ResizeObserver(() => this.resize()).observe(this.box);
     }
@@ -227,7 +229,7 @@
         const n = event.shiftKey ? 5 : 1;
         let [dx, dy] = keys[event.key];
         if (turn) {
-          turn(this.state, n * (dy - dx));
+          turn(this.state, 2 * n * (dy - dx));
           this.stage.set({});
           return;
         }
@@ -254,7 +256,7 @@
       const curve = this.board.create("curve", read(), {
         strokeColor: L.color(color), strokeWidth: pick(width), dash, strokeOpacity: pick(opacity), highlight: false,
         fixed: true, lineCap: "round", fillColor: fill ? L.color(color) : "none", fillOpacity: pick(fill),
-        layer: layer || (fill ? 2 : 5), lastArrow: arrow ? { type: 2, size: 5 } : false,
+        layer: layer || (fill ? 2 : 5), lastArrow: arrow ? { type: 2, size: arrow === true ? 4 : arrow } : false,
       });
       curve.updateDataArray = function () {
         [this.dataX, this.dataY] = read();
@@ -272,7 +274,7 @@
       const place = () => (typeof at === "function" ? at(this.state) : at);
       const says = () => String(typeof text === "function" ? text(this.state) : text);
       return this.board.create("text", [() => place()[0], () => place()[1], says], {
-        display: "internal", fontSize: size, anchorX: anchor, anchorY: vertical, strokeColor: L.color(color), fixed: true,
+        display: "internal", fontSize: size, anchorX: typeof anchor === "function" ? () => anchor(this.state) : anchor, anchorY: vertical, strokeColor: L.color(color), fixed: true,
         highlight: false, parse: false, useASCIIMathML: false, useMathJax: false, layer: 8,
         cssClass: bold ? "touch-text touch-bold" : "touch-text",
       });
@@ -287,7 +289,8 @@
         this.curve(() => [[value, value], [y[0], y[0] - 4 * this.unit[1]]], { color: "faint", width: 1.2 });
       });
       yTicks.map(of).forEach(([value, label]) => {
-        this.text(() => [x[0] - 6 * this.unit[0], value], label, { size: 13, anchor: "right" });
+        const says = typeof label === "function" ? () => minus(String(label(this.state))) : label;
+        this.text(() => [x[0] - 6 * this.unit[0], value], says, { size: 13, anchor: "right" });
         this.curve(() => [x, [value, value]], { color: "grid", width: 1, layer: 1 });
       });
       if (xTitle) this.text(() => [x[1], y[0] - 31 * this.unit[1]], xTitle, { size: 13, anchor: "right" });
@@ -299,12 +302,12 @@
 
   // ---------------------------------------------------------------- light and dark, whoever shows the page
   const scheme = (root) => {
+    const page = document.documentElement, theme = page.dataset.theme || page.getAttribute("theme"); // book, Colab
+    if (theme === "dark" || theme === "light") return theme;
     for (let node = root; node; node = node.parentElement) {
       const [r, g, b, a = 1] = (getComputedStyle(node).backgroundColor.match(/[\d.]+/g) || [0, 0, 0, 0]).map(Number);
       if (a > 0.5) return 0.2126 * r + 0.7152 * g + 0.0722 * b < 128 ? "dark" : "light";
     }
-    const theme = document.documentElement.dataset.theme;
-    if (theme === "dark" || theme === "light") return theme;
     return matchMedia("(prefers-color-scheme: dark)").matches && !window.google ? "dark" : "light";
   };
 

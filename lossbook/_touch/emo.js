@@ -26,23 +26,26 @@
   };
   L.emo = { costs, ce, emo, slopes };
 
-  const words = ["cat", "dog", "horse", "car", "idea"];
+  const words = ["hot", "warm", "cold", "loud", "Tuesday"];
   const P = (s) => softmax(s.scores);
   const place = (angle, r = 1) => [r * Math.cos(rad(angle)), r * Math.sin(rad(angle))];
-  const name = (s, i) => words[i] + (i === s.t ? "" : "");
 
   const circle = {
-    x: [-1.28, 1.28], y: [-0.08, 1.28], square: true, margins: [2, 2, 16, 2],
+    x: [-1.75, 1.75], y: [-0.05, 1.12], widest: 500, square: true, margins: [16, 2, 16, 2],
     words: "Five words on a half circle and the plan that carries their probability to the wanted one",
     draw(panel) {
       const half = L.range(0, 180, 91);
       panel.curve(() => [half.map((a) => place(a)[0]), half.map((a) => place(a)[1])], { color: "faint", width: 1.2 });
+      const side = (angle) => (angle < 60 ? 1 : angle > 120 ? -1 : 0);
       words.forEach((word, i) => {
         // the plan: all of the word's probability goes to the wanted word
         panel.curve((s) => (i === s.t ? [[NaN], [NaN]] : [
           [place(s.angles[i])[0], place(s.angles[s.t])[0]], [place(s.angles[i])[1], place(s.angles[s.t])[1]],
         ]), { color: "EMO", width: (s) => Math.max(0.5, 24 * P(s)[i]), opacity: 0.5, layer: 3 });
-        panel.text((s) => place(s.angles[i], 1.15), word, { anchor: "middle", bold: true });
+        panel.text((s) => {
+          const [x, y] = place(s.angles[i]), way = side(s.angles[i]), [ux, uy] = panel.unit;
+          return [x + (way ? (i === Number(s.t) ? 20 : 14) * way : 6 * x) * ux, y + (way ? 4 : 18) * uy];
+        }, word, { bold: true, anchor: (s) => ["right", "middle", "left"][side(s.angles[i]) + 1] });
         panel.handle({
           at: (s) => place(s.angles[i]), color: "ink", size: 8, label: `The word ${word} on the half circle`,
           step: [0.05, 0.05], says: (s) => `${s.angles[i]} degrees, cost ${L.number(s.now.c[i])}`,
@@ -57,14 +60,14 @@
     },
   };
   const columns = {
-    x: [-0.2, 5.5], y: [0, 1], height: 290, margins: [12, 6, 122, 6],
+    x: [-0.6, 5.5], y: [0, 1], height: 270, margins: [12, 6, 122, 6],
     words: "Probability, cost and pushes of each word",
     draw(panel) {
       const at = (i) => i + 1;
       panel.curve(() => [[0.4, 5.5], [0, 0]], { color: "faint", width: 1.2 });
       const row = (k) => () => -14 - 18 * k;
       const line = (k, title, color, value) => {
-        panel.text(() => [-0.2, row(k)() * panel.unit[1]], title, { color, size: 13 });
+        panel.text(() => [-0.6, row(k)() * panel.unit[1]], title, { color, size: 13 });
         words.forEach((_, i) => panel.text(() => [at(i) + 0.12, row(k)() * panel.unit[1]], (s) => value(s, i),
           { color, size: 13, anchor: "middle" }));
       };
@@ -81,14 +84,14 @@
           move: (s, _, y) => setProbability(s, i, L.clip(y, 0.01, 0.96)),
         });
       });
-      panel.text([-0.2, 0.5], "p", { color: "blue" });
+      panel.text([-0.6, 0.5], "p", { color: "blue" });
       line(0, "", "ink", (s, i) => words[i]);
       line(1, "cost", "ink", (s, i) => L.number(s.now.c[i]));
       const signed = (v) => (v > 0.0049 ? "+" : "") + L.number(v);
       line(2, "CE", "cross-entropy", (s, i) => signed(-s.now.CE[i]));
       line(3, "EMO", "EMO", (s, i) => signed(-s.now.EMO[i]));
-      line(4, "both", "EMO + CE", (s, i) => signed(-s.now.both[i]));
-      panel.text(() => [-0.2, row(5)() * panel.unit[1]], "the last three rows: the push on each score",
+      line(4, "EMO + CE", "EMO + CE", (s, i) => signed(-s.now.both[i]));
+      panel.text(() => [-0.6, row(5)() * panel.unit[1]], "the last three rows: the push on each score",
         { size: 13 });
     },
   };
@@ -100,8 +103,8 @@
 
   L.define("emo", {
     words: "Five words, their costs and the pushes",
-    state: { angles: [20, 42, 70, 125, 165], scores: [0.2, 0.35, 0.15, 0.2, 0.1].map(Math.log), t: "0" },
-    controls: [{ name: "t", label: "Wanted:", choices: words.map((w, i) => [String(i), w]) }],
+    state: { angles: [0, 25, 60, 110, 170], scores: [0.2, 0.5, 0.2, 0.05, 0.05].map(Math.log), t: "0" },
+    controls: [{ name: "t", label: "The wanted word", title: "Wanted:", choices: words.map((w, i) => [String(i), w]) }],
     before(s) {
       const t = Number(s.t);
       const all = [s.scores, s.angles, t];
@@ -109,11 +112,13 @@
         ce: ce(s.scores, t), emo: emo(...all) };
     },
     panels: [circle, columns],
+    stacked: true,
     says: (s) => {
-      const t = Number(s.t), up = words.filter((_, i) => i !== t && s.now.EMO[i] < -0.005);
-      const text = up.length ? `EMO also lifts ${up.join(" and ")}, nearer to ${words[t]} than the mean.` :
-        `EMO lifts ${words[t]} alone.`;
-      return `EMO is ${L.number(s.now.emo)}, the mean cost of the plan; cross-entropy is ${L.number(s.now.ce)}. ${text}`;
+      const t = Number(s.t), p = s.now.p[t], list = new Intl.ListFormat("en");
+      const up = words.filter((_, i) => i !== t && s.now.both[i] < 0);
+      return `p of ${words[t]} is ${L.number(p)}, ${p < Math.exp(-1) ? "below" : "above"} 1/e = 0.37. ` +
+        `CE is ${L.number(s.now.ce)}, EMO ${L.number(s.now.emo)}. EMO + CE lifts ` +
+        `${up.length ? `${list.format([words[t], ...up])}.` : `${words[t]} alone.`}`;
     },
   });
 })();

@@ -28,20 +28,21 @@
   const spread = (n, width) =>
     L.range(0.5 / n, 1 - 0.5 / n, n).map((q) => (width * Math.log(q / (1 - q))) / 1.7); // logistic quantiles
   const easy = spread(1000, 0.8), hard = [-0.5, 0, 0.5];
-  // The share of the summed push that the three hard samples have; alpha weighs positives in focal loss only.
+  // The part of the summed push that the easy samples take; alpha weighs positives in focal loss only.
   const share = (name, o) => {
     const total = (places, at) => places.reduce((sum, d) => sum + push(name, at + d, o), 0);
     const [up, down] = name === "focal loss" ? [o.alpha, 1 - o.alpha] : [1, 1];
     const few = up * total(hard, o.hard), many = down * total(easy, o.easy);
-    return few + many > 0 ? few / (few + many) : 0;
+    return few + many > 0 ? many / (few + many) : 0;
   };
   L.focal = { loss, push, share };
 
-  const top = { push: 1.5, loss: 3 };
+  // what the plot shows; the loss at half its size
+  const seen = (name, z, s) => Math.min(s.show === "loss" ? loss(name, z, s) / 2 : push(name, z, s), 1.6);
   const X = [-7, 5], xs = L.range(...X, 241);
   L.define("focal", {
     words: "Push of four losses over how wrong the score is, with 1,000 easy and 3 hard samples",
-    state: { gamma: 2, alpha: 0.5, K: 4, m: 0.5, easy: -4, hard: 1 },
+    state: { show: "push", gamma: 2, alpha: 0.5, K: 4, m: 0.5, easy: -4, hard: 1 },
     controls: [
       { name: "gamma", label: "γ, focal loss", min: 0, max: 5, step: 0.1, color: "focal loss" },
       { name: "alpha", label: "α, weight of the 3 hard", min: 0.05, max: 0.95, step: 0.05, color: "focal loss",
@@ -49,14 +50,15 @@
       { name: "K", label: "K, soft truncation", min: 0.5, max: 12, step: 0.5, color: "soft truncation" },
       { name: "m", label: "m, hard truncation", min: 0.05, max: 0.95, step: 0.05, color: "hard truncation",
         show: (v) => L.number(v) },
+      { name: "show", label: "What the curves show", title: "Curves:", choices: [["push", "push"], ["loss", "loss"]] },
     ],
     x: X, y: [0, 1.5], height: (w) => (w < 480 ? 290 : 310), margins: [24, 10, 42, 30],
     draw(panel) {
-      panel.axes({ xTicks: [-6, -4, -2, 0, 2, 4], yTicks: [0, 0.5, 1, 1.5], yTitle: "push",
-        xTitle: "← right      z      wrong →" });
+      panel.axes({ xTicks: [-6, -4, -2, 0, 2, 4], yTicks: [0, 0.5, 1, 1.5].map((v) => [v, (s) => (s.show === "loss" ? 2 * v : v)]), yTitle: (s) => s.show,
+        xTitle: "z, how wrong the score is" });
       names.forEach((name) => panel.loss(name, (s) => {
         const points = name === "hard truncation" ? withStep(s) : xs;
-        return [points, points.map((z) => Math.min(push(name, z, s), 1.7))];
+        return [points, points.map((z) => seen(name, z, s))];
       }));
       // the crowds, as humps that stand on the axis
       const hump = (at, width, height) => {
@@ -77,18 +79,22 @@
       // names at the curves, where they are apart
       const near = (name, z, dy, anchor = "left", dx = 0) => panel.text((s) => {
         const zz = typeof z === "function" ? z(s) : z;
-        return [zz + dx, Math.min(push(name, zz, s), 1.5) + dy];
+        return [zz + dx, Math.min(seen(name, zz, s), 1.45) + dy];
       }, name, { color: name, anchor });
       near("BCE", -1.1, 0.1, "right");
-      near("focal loss", 3.2, 0.09, "left");
+      near("focal loss", 5, 0.09, "right");
       const border = (s) => Math.log((1 - s.m) / s.m);
-      panel.text((s) => [border(s) - 0.12, 0.62], "hard", { color: "hard truncation", anchor: "right" });
-      panel.text((s) => [-0.25, 1.32], "soft", { color: "soft truncation", anchor: "right" });
-      panel.stage.bars("Share of the push that the 3 hard samples get:", names.map((name) => (
+      panel.text((s) => [border(s) + 0.12, 0.55 * seen("BCE", border(s), s)], "hard", { color: "hard truncation" });
+      panel.text((s) => {
+        // left of where the curve has almost risen to its height at 0.4
+        const z = xs.find((v) => seen("soft truncation", v, s) >= 0.9 * Math.min(seen("soft truncation", 0.4, s), 1.4));
+        return [z - 0.15, seen("soft truncation", z, s) + 0.03];
+      }, "soft", { color: "soft truncation", anchor: "right" });
+      panel.stage.bars("Part of all pushes that the 1,000 easy samples take:", names.map((name) => (
         { label: name, color: name, value: (s) => share(name, s) })));
     },
-    says: (s) => `The 3 hard samples get ${L.percent(share("BCE", s))} of BCE's push and ` +
-      `${L.percent(share("focal loss", s))} of focal loss's with γ = ${L.number(s.gamma, 1)}.`,
+    says: (s) => `The 1,000 easy samples take ${L.percent(share("BCE", s))} of all pushes with BCE and ` +
+      `${L.percent(share("focal loss", s))} with focal loss at γ = ${L.number(s.gamma, 1)}.`,
   });
 
   // the points of a curve with a jump, which is drawn upright

@@ -65,10 +65,10 @@
         const way = isPositive(i) ? 1 : -1;
         [["ours", "multi-label softmax", -off], ["theirs", "BCE", off]].forEach(([key, name, dx]) => {
           panel.curve((s) => {
-            const from = s.scores[i] + way * 10 * panel.unit[1], size = 2 * s.now[key][i];
+            const from = s.scores[i] + way * 11 * panel.unit[1], size = 2 * s.now[key][i];
             const to = L.clip(from + way * size, Y[0], Y[1]);
             return [[x + dx, x + dx], shown(s, i) && size > 0.05 ? [from, to] : [NaN, NaN]];
-          }, { color: name, width: 4 });
+          }, { color: name, width: 3, arrow: 3 });
           const row = key === "ours" ? 30 : 48;
           panel.text(() => [x, Y[0] - row * panel.unit[1]], (s) => (shown(s, i) ? short(s.now[key][i]) : "–"),
             { color: name, anchor: "middle", size: 13 });

@@ -49,7 +49,7 @@
     controls: [
       { name: "t1", label: "t₁, soft label", min: 0.02, max: 0.98, step: 0.02, color: "ink", show: (v) => L.number(v) },
       { name: "t2", label: "t₂, soft label", min: 0.02, max: 0.98, step: 0.02, color: "ink", show: (v) => L.number(v) },
-      { name: "bowl", label: "Bowl of", choices: [["ours", "multi-label softmax"], ["bce", "BCE"]] },
+      { name: "bowl", label: "Bowl of which loss", title: "Bowl of", choices: [["ours", "multi-label softmax"], ["bce", "BCE"]] },
     ],
     before(s) {
       const key = `${s.t1} ${s.t2} ${s.bowl}`;
@@ -60,7 +60,7 @@
       s.lines = heights.map((h) => contour(values, least + h));
       s.key = key;
     },
-    x: R, y: R, square: true, margins: [22, 10, 42, 40],
+    x: R, y: R, square: true, widest: 460, margins: [22, 10, 42, 40],
     draw(panel) {
       panel.axes({ xTicks: [-4, -2, 0, 2, 4], yTicks: [-4, -2, 0, 2, 4], xTitle: "score s₁", yTitle: "score s₂" });
       heights.forEach((_, i) => {
@@ -75,15 +75,16 @@
         });
         panel.text((s) => {
           const [x, y] = f(s.t);
-          return [x + (x > 0.5 ? -9 : 9) * panel.unit[0], y + side * 16 * panel.unit[1]];
-        }, words, { color: name, anchor: "left" });
+          const [ux, uy] = panel.unit;
+          return [L.clip(x, R[0] + 48 * ux, R[1] - 45 * ux), y + side * 16 * uy];
+        }, words, { color: name, anchor: "middle" });
       };
       place(lowest, "multi-label softmax", "σ(2s) = t", 1);
       place(bce.lowest, "BCE", "BCE: σ(s) = t", -1);
       const way = (f, name) => panel.curve((s) => {
         const g = f(s.s, s.t);
         return [[s.s[0], s.s[0] - 1.2 * g[0]], [s.s[1], s.s[1] - 1.2 * g[1]]];
-      }, { color: name, width: 3 });
+      }, { color: name, width: 3, arrow: true });
       way(slope, "multi-label softmax");
       way(bce.slope, "BCE");
       panel.handle({
