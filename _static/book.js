@@ -13,6 +13,26 @@
       }
     }
   };
+  // Names for what the theme leaves without one, or with one that its text does not bear out.
+  const name = () => {
+    document.querySelectorAll(".bd-content details.hide > summary").forEach(s => s.removeAttribute("aria-label"));
+    document.querySelectorAll(".search-button-field").forEach(b => b.removeAttribute("aria-label"));
+    document.querySelectorAll(".theme-switch-button").forEach(b => {
+      const fix = () => { b.removeAttribute("aria-label"); if (!b.innerText.trim()) b.setAttribute("aria-label", "Color mode"); };
+      fix();
+      b.addEventListener("click", () => setTimeout(fix));
+    });
+    document.querySelectorAll(".bd-sidebar-primary summary").forEach(s => {
+      const link = s.closest("li")?.querySelector("a");
+      s.setAttribute("aria-label", `Pages of ${link ? link.innerText.trim() : "this chapter"}`);
+    });
+    const side = document.querySelector(".bd-sidebar-primary");
+    if (side && !side.hasAttribute("role")) {
+      side.setAttribute("role", "region");
+      side.setAttribute("aria-label", "Book");
+    }
+  };
+  document.addEventListener("DOMContentLoaded", name);
   const later = () => window.MathJax?.startup?.promise ? window.MathJax.startup.promise.then(mark) : mark();
   window.addEventListener("load", later);
   window.addEventListener("resize", mark);
