@@ -4,7 +4,7 @@
   const mark = () => {
     for (const box of document.querySelectorAll(boxes)) {
       const wide = box.scrollWidth > box.clientWidth + 1 && getComputedStyle(box).overflowX !== "visible";
-      if (wide && !box.hasAttribute("tabindex")) {
+      if (wide && box.tabIndex < 0) {
         box.tabIndex = 0;
         if (!box.closest("table") && !box.hasAttribute("role")) {
           box.setAttribute("role", "group");
@@ -17,11 +17,12 @@
   const name = () => {
     document.querySelectorAll(".bd-content details.hide > summary").forEach(s => s.removeAttribute("aria-label"));
     document.querySelectorAll(".search-button-field").forEach(b => b.removeAttribute("aria-label"));
-    document.querySelectorAll(".theme-switch-button").forEach(b => {
-      const fix = () => { b.removeAttribute("aria-label"); if (!b.innerText.trim()) b.setAttribute("aria-label", "Color mode"); };
-      fix();
-      b.addEventListener("click", () => setTimeout(fix));
+    document.querySelectorAll(".theme-switch-button i, .theme-switch-button svg").forEach(i => {
+      i.removeAttribute("title");
+      i.setAttribute("aria-hidden", "true");
     });
+    document.querySelectorAll(".citation[role]").forEach(entry => entry.setAttribute("role", "listitem"));
+    document.querySelectorAll(".bd-content th:empty").forEach(th => th.setAttribute("role", "presentation"));
     document.querySelectorAll(".bd-sidebar-primary summary").forEach(s => {
       const link = s.closest("li")?.querySelector("a");
       s.setAttribute("aria-label", `Pages of ${link ? link.innerText.trim() : "this chapter"}`);
@@ -33,8 +34,10 @@
     }
   };
   document.addEventListener("DOMContentLoaded", name);
+  window.addEventListener("load", () => setTimeout(name));
   const later = () => window.MathJax?.startup?.promise ? window.MathJax.startup.promise.then(mark) : mark();
   window.addEventListener("load", later);
   window.addEventListener("resize", mark);
   document.addEventListener("toggle", mark, true);
+  document.addEventListener("click", () => setTimeout(mark));
 })();
