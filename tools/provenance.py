@@ -129,8 +129,8 @@ def record_sentence(slug: str, root: Path = ROOT) -> str:
     if confirmed := record.get("confirmed"):
         text += (
             f" The code changed since: {confirmed['runs']} of the runs, one of each method in each task, were repeated "
-            f"on {confirmed['date']} at commit `{confirmed['commit'][:7]}` and differ by at most "
-            f"{confirmed['apart']:.0e} of the figure."
+            f"on {confirmed['date']} at commit `{confirmed['commit'][:7]}`, and no metric moved by more than "
+            f"{confirmed['apart']:.0e}."
         )
     if changed := changed_code(record, root):
         files = ", ".join(f"`{name}`" for name in changed)
