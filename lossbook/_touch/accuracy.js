@@ -1,7 +1,7 @@
 // Chapter "accuracy": three points on a line, a border b, and noise of size sigma on the scores.
 (function () {
   "use strict";
-  const L = window.lossbookTouch, { softplus, sigmoid } = L;
+  const L = window.lossbookTouch;
 
   // erfc by its series and its continued fraction, to about 15 digits.
   const erfc = (x) => {
@@ -29,25 +29,23 @@
   const loss = (b, sigma) => mean((x, y) => normal((-y * (x - b)) / (sigma * Math.SQRT2)));
   const slope = (b, sigma) =>
     mean((x, y) => (y * bell((x - b) / (sigma * Math.SQRT2))) / (sigma * Math.SQRT2));
-  const ce = { loss: (b) => mean((x, y) => softplus(-y * (x - b))), slope: (b) => mean((x, y) => y * sigmoid(-y * (x - b))) };
   const accuracy = (b) => mean((x, y) => (y * (x - b) > 0 || (y < 0 && x === b) ? 1 : 0));
-  L.accuracy = { loss, slope, ce, normal, right };
+  L.accuracy = { loss, slope, normal, right, accuracy };
 
-  const X = [-1.5, 3], xs = L.range(...X, 451), low = (s) => Math.max(s.sigma, 0.02);
-  const deviation = (s) => low(s) * Math.SQRT2;
-  const names = ["−", "−", "+"], colors = ["orange", "orange", "blue"];
-  const rows = [0, 0.55, 1.1];
+  const X = [-1.5, 4], xs = L.range(...X, 551);
+  const names = ["−", "−", "+"], colors = ["violet", "violet", "blue"];
+  const border = (s, x) => (s.b = Math.round(100 * L.clip(x, -1, 3.95)) / 100);
+  const deviation = (s) => s.sigma * Math.SQRT2;
 
   const bells = {
-    x: X, y: [0, 1.75], height: 240, margins: [8, 10, 42, 34],
+    x: X, y: [0, 1.75], height: 230, margins: [8, 10, 42, 34],
     words: "The three points with their noise, and the border",
     draw(panel) {
-      panel.axes({ xTicks: [-1, 0, 1, 2, 3], xTitle: "x, with the noise of the scores" });
+      panel.axes({ xTicks: [-1, 0, 1, 2, 3, 4], xTitle: "x, with the noise of the scores" });
       points.forEach((x, i) => {
-        const top = (s) => 0.48 * Math.min(1, 0.35 / deviation(s) + 0.3), base = 1.1 - rows[i];
+        const top = (s) => 0.48 * Math.min(1, 0.35 / deviation(s) + 0.3), base = 1.1 - 0.55 * i;
         const shape = (s, keep) => {
-          const u = L.range(-3.2, 3.2, 97).map((v) => L.clip(x + v * deviation(s), ...X));
-          const inside = u.filter(keep);
+          const u = L.range(-3.2, 3.2, 97).map((v) => L.clip(x + v * deviation(s), ...X)), inside = u.filter(keep);
           if (inside.length < 2) return [[NaN], [NaN]];
           const h = (v) => base + top(s) * Math.exp(-(((v - x) / deviation(s)) ** 2) / 2);
           return [[inside[0], ...inside, inside[inside.length - 1], inside[0]], [base, ...inside.map(h), base, base]];
@@ -56,53 +54,55 @@
         panel.curve((s) => shape(s, () => true), { color: colors[i], width: 1.8 });
         panel.curve(() => [[x, x], [base, base + 0.06]], { color: "ink", width: 3 });
         panel.text(() => [X[0] - 24 * panel.unit[0], base + 0.12], names[i], { color: colors[i], bold: true, size: 16 });
-        panel.text(() => [X[1], base + 0.14], (s) => `P = ${L.number(right(x, sides[i], s.b, low(s)))}`,
+        panel.text(() => [X[1], base + 0.14], (s) => `P = ${L.number(right(x, sides[i], s.b, s.sigma))}`,
           { color: colors[i], anchor: "right" });
       });
       panel.curve((s) => [[s.b, s.b], [0, 1.7]], { color: "ink", width: 2, dash: 2 });
-      panel.text((s) => [s.b + (s.b > 1 ? -8 : 8) * panel.unit[0], 1.66], "border b",
-        { anchor: "left" });
+      panel.text((s) => [s.b + (s.b > 3 ? -8 : 8) * panel.unit[0], 1.66], "border b",
+        { anchor: (s) => (s.b > 3 ? "right" : "left") });
       panel.handle({
-        at: (s) => [s.b, 0], axis: "x", step: [0.05, 0], color: "ink", size: 9, label: "Border b",
-        says: (s) => `b = ${L.number(s.b)}`, move: (s, x) => (s.b = Math.round(100 * L.clip(x, -0.95, 2.95)) / 100),
+        at: (s) => [s.b, 0], axis: "x", step: [0.05, 0], color: "ink", size: 9, label: "Border b", move: border,
+        says: (s) => `b = ${L.number(s.b)}`,
       });
     },
   };
   const curves = {
-    x: X, y: [0, 1.2], height: 250, margins: [24, 10, 42, 34],
-    words: "The losses over the border",
+    x: X, y: [0, 1], height: 230, margins: [24, 10, 42, 34],
+    words: "The expected accuracy over the border",
     draw(panel) {
-      panel.axes({ xTicks: [-1, 0, 1, 2, 3], yTicks: [0, 0.5, 1], xTitle: "border b", yTitle: "mean loss" });
-      panel.curve(() => [xs, xs.map((b) => 1 - accuracy(b))], { color: "faint", width: 1.5 });
-      panel.loss("cross-entropy", () => [xs, xs.map(ce.loss)]);
-      panel.loss("EXACT", (s) => [xs, xs.map((b) => loss(b, low(s)))]);
-      panel.text([0.35, 1.05], "cross-entropy", { color: "cross-entropy" });
-      panel.text((s) => [2.95, loss(2.2, low(s)) + 0.09], "EXACT, 1 − P", { color: "EXACT", anchor: "right" });
-      panel.text([0.36, 0.13], "errors", { color: "ink", size: 13 });
+      panel.axes({ xTicks: [-1, 0, 1, 2, 3, 4], yTicks: [0, 0.5, 1], xTitle: "border b", yTitle: "expected accuracy" });
+      panel.curve(() => [[0, 0, 0.25, 0.25, 0], [0, 1, 1, 0, 0]], { color: "faint", width: 0, fill: 0.25 });
+      panel.curve(() => [xs, xs.map(accuracy)], { color: "faint", width: 1.5 });
+      panel.text([0.36, 0.9], "without noise", { size: 13 });
+      panel.loss("EXACT", (s) => [xs, xs.map((b) => 1 - loss(b, s.sigma))]);
       // the slope at b, as a piece of the tangent
-      [["EXACT", (s) => loss(s.b, low(s)), (s) => slope(s.b, low(s))], ["cross-entropy", (s) => ce.loss(s.b), (s) => ce.slope(s.b)]]
-        .forEach(([name, value, rise]) => {
-          panel.curve((s) => {
-            const d = 0.22 / Math.hypot(1, rise(s));
-            return [[s.b - d, s.b + d], [value(s) - d * rise(s), value(s) + d * rise(s)]];
-          }, { color: name, width: 6, opacity: 0.75 });
-        });
+      panel.curve((s) => {
+        const p = 1 - loss(s.b, s.sigma), rise = -slope(s.b, s.sigma), d = 0.4 / Math.hypot(1, rise);
+        return [[s.b - d, s.b + d], [p - d * rise, p + d * rise]];
+      }, { color: "EXACT", width: 7, opacity: 0.6 });
+      panel.text((s) => [L.clip(s.b, -0.6, 3.1), 1 - loss(s.b, s.sigma) - 17 * panel.unit[1]],
+        (s) => `slope ${L.small(-slope(s.b, s.sigma))}`, { color: "EXACT", anchor: "middle" });
       panel.handle({
-        at: (s) => [s.b, 0], axis: "x", step: [0.05, 0], color: "ink", size: 9, label: "Border b, under the losses",
-        says: (s) => `b = ${L.number(s.b)}, loss ${L.number(loss(s.b, low(s)))}`,
-        move: (s, x) => (s.b = Math.round(100 * L.clip(x, -0.95, 2.95)) / 100),
+        at: (s) => [s.b, 1 - loss(s.b, s.sigma)], axis: "x", step: [0.05, 0], color: "EXACT", size: 8, move: border,
+        label: "Border b, on the curve",
+        says: (s) => `b = ${L.number(s.b)}, expected accuracy ${L.number(1 - loss(s.b, s.sigma))}`,
       });
-      panel.curve((s) => [[s.b, s.b], [0, 1]], { color: "ink", width: 1.2, dash: 2 });
     },
   };
 
   L.define("accuracy", {
-    words: "Three points, a border and noise",
-    state: { sigma: 0.3, b: 1 },
-    controls: [{ name: "sigma", label: "σ, noise", min: 0.02, max: 1, step: 0.02, color: "EXACT", show: (v) => L.number(v) }],
+    state: { size: -1, b: 2 },
+    controls: [{
+      name: "size", label: "σ, size of the noise", min: -1.3, max: 0.48, step: 0.02, color: "EXACT",
+      show: (v) => L.number(10 ** v),
+    }],
+    before: (s) => (s.sigma = 10 ** s.size),
     panels: [bells, curves],
-    says: (s) => `Expected errors ${L.number(loss(s.b, low(s)))}, slope ${L.small(slope(s.b, low(s)))}: ` +
-      `${Math.abs(slope(s.b, low(s))) < 0.01 ? "nothing tells the border where to go." : "a step against it moves the border."} ` +
-      `Cross-entropy's slope is ${L.small(ce.slope(s.b))}.`,
+    says: (s) => {
+      const rise = -slope(s.b, s.sigma), found = 1 - loss(s.b, s.sigma);
+      return `Expected accuracy ${L.number(found)}, without noise ${L.number(accuracy(s.b))}. The slope is ` +
+        `${L.small(rise)}: ${Math.abs(rise) < 0.001 ? "it has vanished, and nothing moves the border." :
+          `training moves the border ${rise > 0 ? "right" : "left"}.`}`;
+    },
   });
 })();

@@ -11,14 +11,14 @@
     if (kind === "ArcFace") {
       return c < -Math.cos(m) ? c - m * Math.sin(m) : c * Math.cos(m) - Math.sqrt((1 - c) * (1 + c)) * Math.sin(m);
     }
-    if (kind === "SphereFace") return Math.min(multiple[m](c), c);
+    if (kind === "short form") return Math.min(multiple[m](c), c);
     return c;
   };
   const psiSlope = (kind, c, m) => {
     if (kind === "ArcFace" && c >= -Math.cos(m)) {
       return Math.cos(m) + (c * Math.sin(m)) / Math.sqrt(Math.max((1 - c) * (1 + c), 1e-12));
     }
-    if (kind === "SphereFace" && multiple[m](c) < c) return slopes[m](c);
+    if (kind === "short form" && multiple[m](c) < c) return slopes[m](c);
     return 1;
   };
   // Two classes: the target's cosine and the other's. The push is the size of the slope over the target's cosine.
@@ -28,8 +28,8 @@
   L.am_softmax = { psi, loss, push };
 
   const rad = (degrees) => (degrees * Math.PI) / 180;
-  const factor = (m) => (m < 0.34 ? 2 : m < 0.67 ? 3 : 4); // SphereFace takes 2, 3 or 4
-  const given = (s) => (s.kind === "SphereFace" ? factor(s.m) : s.m);
+  const factor = (m) => (m < 0.34 ? 2 : m < 0.67 ? 3 : 4); // min(cos m theta, cos theta) takes 2, 3 or 4
+  const given = (s) => (s.kind === "short form" ? factor(s.m) : s.m);
   const cosines = (s, angle) => [Math.cos(rad(angle - s.w1)), Math.cos(rad(angle - s.w2))];
   const won = (s, angle, first) => {
     const [a, b] = cosines(s, angle);
@@ -37,7 +37,7 @@
   };
   const apart = (a, b) => Math.abs(((((a - b) % 360) + 540) % 360) - 180);
   const whole = (x, y) => Math.round((Math.atan2(y, x) * 180) / Math.PI);
-  const kinds = ["softmax", "AM-softmax", "ArcFace", "SphereFace"];
+  const kinds = ["normalised softmax", "AM-softmax", "ArcFace", "short form"];
   const ring = L.range(0, 360, 721);
   // the arcs of the circle where a condition holds, as one line with gaps
   const arcs = (r, holds) => [
@@ -93,8 +93,8 @@
       panel.axes({ xTicks: [[0, "0°"], [60, "60°"], [120, "120°"], [180, "180°"]], yTicks: [-2, -1, 0, 1],
         xTitle: "angle θ to w₁", yTitle: "ψ(θ)" });
       const angles = L.range(0, 180, 181);
-      kinds.forEach((kind) => panel.loss(kind, (s) => {
-        const m = kind === "SphereFace" ? factor(s.m) : s.m;
+      kinds.forEach((kind) => panel.loss(kind === "short form" ? "magenta" : kind, (s) => {
+        const m = kind === "short form" ? factor(s.m) : s.m;
         return [angles, angles.map((a) => Math.max(psi(kind, Math.cos(rad(a)), m), -2))];
       }, { width: (s) => (s.kind === kind ? 4 : 1.6), opacity: (s) => (s.kind === kind ? 1 : 0.55) }));
       panel.curve((s) => {
@@ -102,27 +102,28 @@
         return [[a, a], [-2, Math.max(psi(s.kind, Math.cos(rad(a)), given(s)), -2)]];
       }, { color: "ink", width: 1.5, dash: 2 });
       panel.text((s) => [L.clip(apart(s.point, s.w1), 12, 168), -1.82], "z", { bold: true, anchor: "middle" });
-      panel.stage.bars("", [{ label: "push / γ", color: "violet", value: (s) => pushNow(s) / s.scale,
-        show: (v) => L.small(v) }]);
+      panel.stage.bars("", [{ label: "push / γ", color: "violet", value: (s) => Math.abs(pushNow(s)) / s.scale,
+        show: (v, s) => L.small(Math.sign(pushNow(s)) * v) }]);
       panel.text(() => [150, 0.75], (s) => s.kind, { color: "violet", anchor: "middle", bold: true });
     },
   };
 
   L.define("am_softmax", {
     words: "Class vectors on a circle, the regions that a margin leaves to each, and psi over the angle",
-    state: { kind: "AM-softmax", m: 0.35, scale: 30, w1: 150, w2: 40, point: 100 },
+    state: { kind: "AM-softmax", m: 0.35, scale: 10, w1: 150, w2: 40, point: 100 },
     controls: [
       { name: "kind", label: "The kind of margin", choices: kinds.map((kind) => [kind, kind]) },
       { name: "m", label: "margin m", min: 0, max: 1, step: 0.05, color: "AM-softmax",
-        show: (v, s) => (s.kind === "SphereFace" ? `× ${factor(v)}` : s.kind === "softmax" ? "none" : L.number(v)) },
+        show: (v, s) => (s.kind === "short form" ? `× ${factor(v)}` : s.kind === "normalised softmax" ? "none" : L.number(v)) },
       { name: "scale", label: "scale γ", min: 1, max: 40, step: 1, color: "ink", show: (v) => String(v) },
     ],
     panels: [circle, curves],
     says: (s) => {
       const [a, b] = cosines(s, s.point), in1 = won(s, s.point, true), in2 = won(s, s.point, false);
       const where = in1 ? "in the region of its class" : in2 ? "in the region of the other class" : "in the free zone";
+      const wrong = pushNow(s) < 0 ? " The push points away from w₁." : "";
       return `The point z of class 1 is ${where}: cos θ₁ = ${L.number(a)}, ψ = ${L.number(psi(s.kind, a, given(s)))}, ` +
-        `cos θ₂ = ${L.number(b)}. Loss ${L.small(lossNow(s))}, push ${L.small(pushNow(s))}.`;
+        `cos θ₂ = ${L.number(b)}. Loss ${L.small(lossNow(s))}, push ${L.small(pushNow(s))}.${wrong}`;
     },
   });
 })();

@@ -19,15 +19,14 @@
 
   // Colour and line of each loss, as in lossbook.plotting.LOSS.
   L.looks = {
-    "cross-entropy": ["orange", "-"], BCE: ["orange", "-"], softmax: ["orange", "-"],
-    "multi-label softmax": ["blue", "-"], "symmetric KL": ["blue", ":"],
+    "cross-entropy": ["orange", "-"], BCE: ["orange", "-"], "normalised softmax": ["orange", "-."],
+    "multi-label softmax": ["blue", "-"],
     "focal loss": ["green", "-"], EMO: ["green", "-"], "EMO + CE": ["blue", "--"],
     "soft truncation": ["magenta", "-"], "hard truncation": ["magenta", "--"], EXACT: ["magenta", "-"],
-    "AM-softmax": ["violet", "-"], ArcFace: ["violet", "--"], SphereFace: ["violet", ":"],
-    "soft accuracy": ["violet", "-"],
+    "AM-softmax": ["violet", "-"], ArcFace: ["violet", "--"],
   };
   L.color = (name) => `var(--touch-${L.looks[name] ? L.looks[name][0] : name})`;
-  L.dash = (name) => ({ "--": 2, ":": 1 })[(L.looks[name] || [])[1]] || 0;
+  L.dash = (name) => ({ "--": 2, ":": 1, "-.": 5 })[(L.looks[name] || [])[1]] || 0;
   const minus = (text) => text.replace(/-(?=[\d.])/g, "−");
   L.number = (x, digits = 2) => minus(x.toFixed(digits)).replace(/^−(0(?:\.0*)?)$/, "$1");
   // two digits that count, also of small numbers
@@ -49,8 +48,8 @@
   };
   let count = 0;
 
-  // A figure: {controls, state, draw(panel), says(state)} and the axes' ranges x and y, or several panels, each with its
-  // ranges and its draw. What depends on the state is given as functions, which are read again after each change.
+  // A figure: {controls, state, draw(panel), says(state)} and the axes' ranges x and y, or several panels, each with
+  // its ranges and its draw. What depends on the state is given as functions, which are read again after each change.
   // `before(state)` may put what is slow to compute into the state first.
   L.figures = L.figures || {};
   L.define = (name, figure) => {
@@ -139,7 +138,7 @@
         this.updates.push(() => {
           const v = value(this.state);
           fill.style.width = `${100 * L.clip(v, 0, 1)}%`;
-          number.textContent = show(v);
+          number.textContent = show(v, this.state);
         });
       });
     }
@@ -213,6 +212,7 @@
       const node = point.rendNode, { x, y } = this.part;
       node.classList.add("touch-handle");
       node.style.color = L.color(color);
+      node.setAttribute("tabindex", "0");
       node.setAttribute("role", "slider");
       node.setAttribute("aria-label", label);
       const go = (px, py) => {
@@ -274,7 +274,8 @@
       const place = () => (typeof at === "function" ? at(this.state) : at);
       const says = () => String(typeof text === "function" ? text(this.state) : text);
       return this.board.create("text", [() => place()[0], () => place()[1], says], {
-        display: "internal", fontSize: size, anchorX: typeof anchor === "function" ? () => anchor(this.state) : anchor, anchorY: vertical, strokeColor: L.color(color), fixed: true,
+        display: "internal", fontSize: size, strokeColor: L.color(color), fixed: true, anchorY: vertical,
+        anchorX: typeof anchor === "function" ? () => anchor(this.state) : anchor,
         highlight: false, parse: false, useASCIIMathML: false, useMathJax: false, layer: 8,
         cssClass: bold ? "touch-text touch-bold" : "touch-text",
       });

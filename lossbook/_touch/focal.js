@@ -54,7 +54,8 @@
     ],
     x: X, y: [0, 1.5], height: (w) => (w < 480 ? 290 : 310), margins: [24, 10, 42, 30],
     draw(panel) {
-      panel.axes({ xTicks: [-6, -4, -2, 0, 2, 4], yTicks: [0, 0.5, 1, 1.5].map((v) => [v, (s) => (s.show === "loss" ? 2 * v : v)]), yTitle: (s) => s.show,
+      const yTicks = [0, 0.5, 1, 1.5].map((v) => [v, (s) => (s.show === "loss" ? 2 * v : v)]);
+      panel.axes({ xTicks: [-6, -4, -2, 0, 2, 4], yTicks, yTitle: (s) => s.show,
         xTitle: "z, how wrong the score is" });
       names.forEach((name) => panel.loss(name, (s) => {
         const points = name === "hard truncation" ? withStep(s) : xs;
@@ -82,7 +83,8 @@
         return [zz + dx, Math.min(seen(name, zz, s), 1.45) + dy];
       }, name, { color: name, anchor });
       near("BCE", -1.1, 0.1, "right");
-      near("focal loss", 5, 0.09, "right");
+      const end = xs.filter((z) => z > 2.4), top = (s) => Math.max(...end.map((z) => seen("focal loss", z, s)));
+      panel.text((s) => [5, Math.min(1.38, top(s)) + 0.08], "focal loss", { color: "focal loss", anchor: "right" });
       const border = (s) => Math.log((1 - s.m) / s.m);
       panel.text((s) => [border(s) + 0.12, 0.55 * seen("BCE", border(s), s)], "hard", { color: "hard truncation" });
       panel.text((s) => {

@@ -26,8 +26,8 @@
     const cut = (a, b) => (level - a) / (b - a);
     for (let i = 0; i + 1 < N; i += 1) {
       for (let j = 0; j + 1 < N; j += 1) {
-        const [a, b, c, d] = [values[i][j], values[i + 1][j], values[i + 1][j + 1], values[i][j + 1]], h = grid[1] - grid[0];
-        const hits = [];
+        const [a, b, c, d] = [values[i][j], values[i + 1][j], values[i + 1][j + 1], values[i][j + 1]];
+        const hits = [], h = grid[1] - grid[0];
         if ((a < level) !== (b < level)) hits.push([grid[i] + h * cut(a, b), grid[j]]);
         if ((b < level) !== (c < level)) hits.push([grid[i + 1], grid[j] + h * cut(b, c)]);
         if ((d < level) !== (c < level)) hits.push([grid[i] + h * cut(d, c), grid[j + 1]]);
@@ -43,13 +43,16 @@
   const heights = [0.02, 0.1, 0.25, 0.5, 1, 1.5, 2, 3, 4];
   const two = (values) => `(${values.map((v) => L.number(v)).join(", ")})`;
 
+  const labels = { min: 0.02, max: 0.98, step: 0.02, color: "ink", show: (v) => L.number(v) };
+
   L.define("soft_labels", {
     words: "The loss over the scores of two labels as lines of equal height, with the lowest points",
     state: { t1: 0.9, t2: 0.3, s: [-1.5, 2], bowl: "ours" },
     controls: [
-      { name: "t1", label: "t₁, soft label", min: 0.02, max: 0.98, step: 0.02, color: "ink", show: (v) => L.number(v) },
-      { name: "t2", label: "t₂, soft label", min: 0.02, max: 0.98, step: 0.02, color: "ink", show: (v) => L.number(v) },
-      { name: "bowl", label: "Bowl of which loss", title: "Bowl of", choices: [["ours", "multi-label softmax"], ["bce", "BCE"]] },
+      { name: "t1", label: "t₁, soft label", ...labels },
+      { name: "t2", label: "t₂, soft label", ...labels },
+      { name: "bowl", label: "Bowl of which loss", title: "Bowl of",
+        choices: [["ours", "multi-label softmax"], ["bce", "BCE"]] },
     ],
     before(s) {
       const key = `${s.t1} ${s.t2} ${s.bowl}`;
