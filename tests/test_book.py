@@ -271,6 +271,22 @@ def test_the_theme_button_turns_the_page_dark(open_page):
 
 
 @CHAPTERS
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_figure_to_touch_is_live(open_page, chapter, scheme):
+    """Its scripts come with the page, from disk, and on no other page; it turns dark with the page."""
+    page = open_page(f"chapters/{chapter.slug}.html", scheme=scheme)
+    figure = page.tab.locator(f'.touch[data-figure="{chapter.slug}"][data-live]')
+    figure.locator(".touch-says:not(:empty)").wait_for()
+    assert figure.get_attribute("data-scheme") == scheme
+    assert not figure.locator(".touch-picture").is_visible()
+    page.tab.evaluate(f"document.documentElement.dataset.theme = '{'light' if scheme == 'dark' else 'dark'}'")
+    assert figure.get_attribute("data-scheme") != scheme
+    assert not page.outside()
+    assert not page.problems
+    assert "jsxgraphcore" not in open_page(f"chapters/{chapter.slug}_evidence.html").tab.content()
+
+
+@CHAPTERS
 def test_copy_buttons_copy_the_code(open_page, chapter):
     page = open_page(f"chapters/{chapter.slug}.html")
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])

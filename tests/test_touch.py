@@ -275,8 +275,13 @@ def test_a_figure_is_legible_and_whole(show, name, width, ground):
         "dark" if "121212" in ground else "light"
     )
     assert tab.evaluate(SMALL_TEXT) == []
-    assert tab.evaluate(CUT_OFF) == []
     assert tab.evaluate(FAINT) == []
+    assert tab.evaluate(CUT_OFF) == []
+    sliders = tab.locator("input[type=range]")
+    for i in range(sliders.count()):  # with each slider at either end
+        for key in ("End", "Home"):
+            sliders.nth(i).press(key)
+            assert tab.evaluate(CUT_OFF) == []
     assert not tab.locator(".touch-picture").is_visible()
 
 
@@ -396,7 +401,7 @@ def test_without_scripts_and_in_print_the_picture_stands(show, name):
     tab.emulate_media(media="print")
     assert tab.locator(".touch-picture").is_visible()
     assert not tab.locator(".touch-live").is_visible()
-    assert tab.evaluate("document.querySelector('.touch-picture').naturalWidth") == 920
+    assert tab.evaluate("document.querySelector('.touch-picture').naturalWidth") == 690
 
 
 # ---------------------------------------------------------------- what is kept

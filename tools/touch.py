@@ -55,7 +55,7 @@ def draw(names: list[str]) -> None:
     from playwright.sync_api import sync_playwright
 
     program = os.environ.get("LOSSBOOK_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
-    options = {"viewport": {"width": 600, "height": 900}, "device_scale_factor": 2}
+    options = {"viewport": {"width": 600, "height": 900}, "device_scale_factor": 1.5}
     with sync_playwright() as playwright, tempfile.TemporaryDirectory() as folder:
         browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-gpu"])
         for name in names:
@@ -67,7 +67,7 @@ def draw(names: list[str]) -> None:
             tab.wait_for_selector(".touch[data-live]")
             tab.wait_for_timeout(200)
             data = tab.locator(".touch").screenshot(omit_background=True)
-            few = Image.open(io.BytesIO(data)).convert("RGBA").quantize(64, method=Image.Quantize.FASTOCTREE)
+            few = Image.open(io.BytesIO(data)).convert("RGBA").quantize(32, method=Image.Quantize.FASTOCTREE)
             few.save(FOLDER / f"{name}.png", optimize=True)
             print(f"{name}: {(FOLDER / f'{name}.png').stat().st_size / 1000:.0f} kB")
         browser.close()
