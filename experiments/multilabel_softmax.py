@@ -160,7 +160,8 @@ def network(form: Form, fit: Split, start: str | None = None) -> nn.Module:
     last = nn.Linear(form.hidden, targets.shape[1])
     if start is not None:
         with torch.no_grad():
-            last.bias.copy_(base_rate_bias(targets if start == "each label" else targets.reshape(-1, 1)))
+            each = base_rate_bias(targets)
+            last.bias.copy_(each if start == "each label" else base_rate_bias(targets.reshape(-1, 1), smoothing=0.0))
     return nn.Sequential(first, nn.ReLU(), nn.Dropout(form.dropout), last)
 
 

@@ -130,7 +130,7 @@ def record_sentence(slug: str, root: Path = ROOT) -> str:
         text += (
             f" The code changed since: {confirmed['runs']} of the runs, one of each method in each task, were repeated "
             f"on {confirmed['date']} at commit `{confirmed['commit'][:7]}`, and no metric moved by more than "
-            f"{confirmed['apart']:.0e}."
+            f"{confirmed['apart']:g}."
         )
     if changed := changed_code(record, root):
         files = ", ".join(f"`{name}`" for name in changed)
