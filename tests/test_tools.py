@@ -299,6 +299,20 @@ def test_figures_are_counted_over_the_pages_of_a_chapter(tmp_path):
     assert reader.number_captions("*Figure: c*", reader.caption_numbers(second)) == "*Figure 1.3: c*"
 
 
+def test_the_first_use_of_a_word_leads_to_the_glossary():
+    table = {"log loss": "log loss", "BCE": "binary cross-entropy, BCE", "entropy": "entropy", "fold": "fold"}
+    text = (
+        "# The log loss\n\n:::{note} BCE\n$BCE$ and `BCE` and [BCE](x.md), **entropy**, cross-entropy, entropys\n"
+        "```python\nBCE\n```\nTwo log losses: BCE, BCE and {term}`folds <fold>`; a fold.\n:::\n"
+    )
+    linked = generated.link_words(text.replace("log losses", "BCEs"), table, set())
+    assert "Two {term}`BCEs <binary cross-entropy, BCE>`: BCE, BCE and {term}`folds <fold>`; a fold." in linked
+    assert linked.count("{term}") == 3
+    assert "cross-entropy, {term}`entropys <entropy>`" in linked
+    assert "cross-entropy" in generated.words()
+    assert not generated.COMMON & generated.words().keys()
+
+
 def test_a_function_is_told_with_its_equations_tests_and_benchmark(tmp_path):
     for folder in ("lossbook", "tests", "data/results", "chapters"):
         (tmp_path / folder).mkdir(parents=True)

@@ -49,6 +49,43 @@ def name_of(kind: str, number: str) -> str:
     return f"{kind.lower()}-{number.replace('.', '-')}"
 
 
+GLOSSARY = re.compile(r":{3,}\{glossary\}\n([\s\S]*?)\n:{3,}")
+# What holds no prose, or a link already: fences, formulas, roles, code, links, headings, directives, tables, emphasis.
+CLOSED = (
+    r"^ *(?P<fence>`{3,}|~{3,})[\s\S]*?^ *(?P=fence) *$|\$\$[\s\S]*?\$\$|\$[^$]+\$|\{[\w:-]+\}`[^`]+`|`+[^`]+`+"
+    r"|\[[^\]]*\]\([^)]*\)|^#.*$|^ *:{3,}.*$|^ *:[\w-]+:.*$|^ *\|.*$|^\([\w:.-]+\)=$|\*+[^*\n]+\*+|<[^>\n]+>"
+)
+# Words of the glossary that also have a common meaning: a page links them by hand.
+COMMON = {"row", "positive", "negative", "error", "lead", "fold", "score", "push", "ranking", "easy", "margin"}
+COMMON |= {"hard sample"}
+
+
+def words(root: Path = ROOT) -> dict[str, str]:
+    """The words that pages link to the glossary, each with the entry that it leads to."""
+    path = root / "chapters" / "notation.md"
+    found = GLOSSARY.search(read(path)) if path.exists() else None
+    entries = re.findall(r"^(\S.*)$", found[1], re.MULTILINE) if found else []
+    return {word: entry for entry in entries for word in entry.split(", ") if word not in COMMON}
+
+
+def link_words(text: str, table_of: dict[str, str], seen: set[str]) -> str:
+    """A text whose first use of each word of the glossary is linked; ``seen`` has the entries that have one."""
+    seen |= {m[1].strip().lower() for m in re.finditer(r"\{term\}`(?:[^`<]*<)?([^`>]+)>?`", text)}
+    if not table_of:
+        return text
+    known = "|".join(sorted(map(re.escape, table_of), key=len, reverse=True))
+    pattern = re.compile(rf"(?P<closed>{CLOSED})|(?<![\w-])(?P<word>{known})(?P<plural>s?)(?![\w-])", re.MULTILINE)
+
+    def linked(match: re.Match[str]) -> str:
+        entry = table_of.get(match["word"] or "")
+        if entry is None or entry.lower() in seen:
+            return match[0]
+        seen.add(entry.lower())
+        return f"{{term}}`{match[0]} <{entry}>`"
+
+    return pattern.sub(linked, text)
+
+
 def table(header: tuple[str, ...], rows: list[tuple[object, ...]]) -> str:
     """A Markdown table."""
     lines = [header, ("---",) * len(header), *rows]

@@ -117,7 +117,7 @@ def sentences_inside(chapter: Chapter) -> list[str]:
     return found
 
 
-HEADER = ("page", "words", "lines", "figures", "columns", "seconds", "lines with several sentences")
+HEADER = ("page", "words", "lines", "figures", "columns", "seconds", " several sentences")
 
 
 def row(*cells: object) -> str:

@@ -60,8 +60,11 @@ def read_page(text: str) -> Any:
         if not os.environ.get(PREVIEW):
             raise StaleError(str(error)) from None
     facts, captions = execution_facts(chapter), caption_numbers(chapter)
+    words: dict[str, str] = generated.words() if chapter.number else {}
+    linked: set[str] = set()
     for cell in page.cells:
         if cell.cell_type == "markdown":
+            cell.source = generated.link_words(cell.source, words, linked)
             cell.source = generated.with_names(insert_facts(number_captions(cell.source, captions), facts), chapter)
     for cell, stored in pairs(page, chapter.notebook):
         cell.outputs = copy.deepcopy(stored.outputs)
@@ -116,6 +119,7 @@ def note_dependencies(app: Any, docname: str, source: list[str]) -> None:
         app.env.note_dependency(str(file))
     for page in bound_pages(source[0]):
         app.env.note_dependency(str(Path(app.srcdir) / "chapters" / f"{page}.ipynb"))
+    app.env.note_dependency(str(Path(app.srcdir) / "chapters" / "notation.md"))  # the words of the glossary
     notebook = Path(app.srcdir) / f"{docname}.ipynb"
     if notebook.exists():
         app.env.note_dependency(str(notebook))
