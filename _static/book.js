@@ -20,6 +20,7 @@
     document.querySelectorAll(".theme-switch-button i, .theme-switch-button svg").forEach(i => {
       i.removeAttribute("title");
       i.setAttribute("aria-hidden", "true");
+      i.querySelectorAll("title").forEach(title => title.remove());
     });
     document.querySelectorAll(".citation[role]").forEach(entry => entry.setAttribute("role", "listitem"));
     document.querySelectorAll(".bd-content th:empty").forEach(th => th.setAttribute("role", "presentation"));
@@ -33,7 +34,11 @@
       side.setAttribute("aria-label", "Book");
     }
   };
-  document.addEventListener("DOMContentLoaded", name);
+  document.addEventListener("DOMContentLoaded", () => {
+    name();
+    const icons = new MutationObserver(name);  // the icons are put in later
+    document.querySelectorAll(".theme-switch-button").forEach(b => icons.observe(b, { childList: true }));
+  });
   window.addEventListener("load", () => setTimeout(name));
   const later = () => window.MathJax?.startup?.promise ? window.MathJax.startup.promise.then(mark) : mark();
   window.addEventListener("load", later);

@@ -129,33 +129,27 @@ def status(root: Path = ROOT) -> str:
     """Of each page with cells: when and where it ran, how long, what was compared, claimed and asked."""
     times = json.loads(read(root / TIMINGS)) if (root / TIMINGS).exists() else {}
     pages = [page for page in all_notebooks(root) if page.notebook and "lossbook" in page.notebook.metadata]
+    stamps = [page.notebook.metadata["lossbook"] for page in pages if page.notebook]
+    devices = sorted({stamp["device"] for stamp in stamps})
+    versions = sorted({", ".join(f"{name} {v}" for name, v in stamp["versions"].items()) for stamp in stamps})
+    header = ["page", "executed", "seconds", "cells compared", "claims", "exercises"]
+    if len(devices) > 1:
+        header.insert(2, "device")
     rows: list[tuple[object, ...]] = []
-    where = set()
-    for page in pages:
-        assert page.notebook is not None
-        stamp = page.notebook.metadata["lossbook"]
+    sums = [0, 0, 0]
+    for page, stamp in zip(pages, stamps, strict=True):
         date = max((record["date"] for record in times.get(page.slug, {}).values()), default="")
-        where.add((stamp["device"], *sorted(stamp["versions"].items())))
-        versions = " ".join(stamp["versions"][name] for name in ("python", "torch", "numpy"))
-        tasks = len(EXERCISE.findall(read(page.source_path))) or ""
-        cells = (f"{stamp['seconds']:.0f}", compared(page), claims(page) or "", tasks)
-        rows.append((f"[{title(page)}]({page.slug}.md)", date, stamp["device"], versions, *cells))
-    total = sum(int(str(row[-4])) for row in rows)
-    cells_compared = sum(int(str(row[-3])) for row in rows)
-    checked = sum(int(str(row[-2] or 0)) for row in rows)
-    if len(where) == 1:  # said once
-        device, *versions_of = next(iter(where))
-        said = ", ".join(f"{name} {version}" for name, version in versions_of)
-        rows = [(row[0], row[1], *row[4:]) for row in rows]
-        header: tuple[str, ...] = ("page", "executed", "seconds", "cells compared", "claims", "exercises")
-        about = f"All ran on one device ({device}) with {said}."
-    else:
-        header = (
-            "page", "executed", "device", "Python, torch, NumPy", "seconds", "cells compared", "claims", "exercises"
-        )  # fmt: skip
-        about = "They did not all run on the same device with the same versions."
-    sums = f"{len(rows)} pages with {cells_compared} cells and {checked} checked claims ran in {total} seconds. {about}"
-    return f"{sums}\n\n{table(header, rows)}"
+        counts = [round(stamp["seconds"]), compared(page), claims(page)]
+        sums = [total + count for total, count in zip(sums, counts, strict=True)]
+        tasks = len(EXERCISE.findall(read(page.source_path)))
+        device = [stamp["device"]] if len(devices) > 1 else []
+        link = f"[{title(page)}]({page.slug}.md)"
+        rows.append((link, date, *device, *(count or "" for count in (*counts, tasks))))
+    about = (
+        f"{len(rows)} pages with {sums[1]} compared cells and {sums[2]} checked claims ran in {sums[0]} seconds on "
+        f"{' or '.join(devices)}, with {'; or '.join(versions)}."
+    )
+    return f"{about}\n\n{table(tuple(header), rows)}"
 
 
 def functions_of(slug: str, root: Path) -> dict[str, list[str]]:

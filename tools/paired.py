@@ -158,6 +158,20 @@ def offer_notebooks(app: Any, exception: Exception | None) -> None:
             shutil.copyfile(chapter.notebook_path, target)
 
 
+def drop_unused(app: Any, exception: Exception | None) -> None:
+    """Leave out what no page loads: MathJax's other bundles and drawings, and maps for who debugs the theme."""
+    static = Path(app.outdir) / "_static"
+    if exception is not None or app.builder.format != "html" or not (static / "mathjax").exists():
+        return
+    for bundle in (static / "mathjax").glob("*.js"):
+        if bundle.name not in ("tex-chtml.js", "core.js", "loader.js", "startup.js"):
+            bundle.unlink()
+    shutil.rmtree(static / "mathjax" / "output" / "svg", ignore_errors=True)
+    shutil.rmtree(static / "mathjax" / "input" / "mml", ignore_errors=True)
+    for path in static.rglob("*.map"):
+        path.unlink()
+
+
 def setup(app: Any) -> dict[str, bool]:
     app.connect("builder-inited", check_chapters)
     app.connect("builder-inited", draw_covers)
@@ -165,4 +179,5 @@ def setup(app: Any) -> dict[str, bool]:
     app.connect("doctree-read", mark_captions)
     app.connect("html-page-context", tidy_page, priority=900)
     app.connect("build-finished", offer_notebooks)
+    app.connect("build-finished", drop_unused)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
