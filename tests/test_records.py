@@ -80,7 +80,7 @@ def test_estimates_of_one_value_of_none_and_of_a_diverged_run():
     assert (one.mean, one.n) == (0.5, 1)
     assert f"{one:.2f}" == "0.50"
     assert math.isnan(one.low)
-    with pytest.raises(ValueError, match="at least one value"):
+    with pytest.raises(ValueError, match="at least one"):
         Estimate.of([])
     assert str(Estimate.of([0.5, math.nan])) == "diverged"
     assert f"{Estimate(1.25, 0.5, 3):+.1f}" == "+1.2 ± 0.5"
