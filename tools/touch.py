@@ -55,7 +55,7 @@ def draw(names: list[str]) -> None:
     from playwright.sync_api import sync_playwright
 
     program = os.environ.get("LOSSBOOK_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
-    options = {"viewport": {"width": 600, "height": 900}, "device_scale_factor": 1.5}
+    options: Any = {"viewport": {"width": 600, "height": 900}, "device_scale_factor": 1.5}
     with sync_playwright() as playwright, tempfile.TemporaryDirectory() as folder:
         browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-gpu"])
         for name in names:
