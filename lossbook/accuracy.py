@@ -234,8 +234,8 @@ def exact_loss(
 
     Returns:
         A scalar, or the shape of ``target`` with ``reduction="none"`` (0 at ignored rows). float16 and bfloat16 scores
-        are computed in float32, and the loss is float32; float64 stays float64. The gradient of :math:`-\log P_t` grows to
-        :math:`(\max_i s_i - s_t) / \sigma^2`; it goes back in the dtype of the scores, and float16 ends at 65504.
+        are computed in float32, and the loss is float32; float64 stays float64. The gradient of :math:`-\log P_t` grows
+        to :math:`(\max_i s_i - s_t) / \sigma^2`; it goes back in the dtype of the scores, and float16 ends at 65504.
         Where the loss is infinite the gradient is 0.
 
     Raises:
@@ -346,7 +346,8 @@ class LogExpectedAccuracy(ExpectedAccuracy):
 class ExactLoss(LossModule):
     """:func:`exact_loss` as a module.
 
-    ``sigma`` may be changed between steps, to anneal the noise: ``loss.sigma = start * (end / start) ** (step / last)``.
+    ``sigma`` may be changed between steps, to anneal the noise:
+    ``loss.sigma = start * (end / start) ** (step / last)``.
     """
 
     def __init__(

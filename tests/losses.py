@@ -97,7 +97,9 @@ ALL = calls()
 LOSSES = [call for call in ALL if call.takes("reduction")]
 # losses of rows: the classes lie in one dimension of the scores
 OF_ROWS = [
-    c for c in LOSSES if not c.name.startswith(("linear", "hard", "soft_truncated_bce", "sigmoid", "asymmetric", "power"))
+    c
+    for c in LOSSES
+    if not c.name.startswith(("linear", "hard", "soft_truncated_bce", "sigmoid", "asymmetric", "power"))
 ]
 
 

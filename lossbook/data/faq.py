@@ -89,7 +89,7 @@ def stored_halves(group: Tensor, n: int = 10) -> Iterator[Tensor]:
         >>> [half.tolist() for half in stored_halves(torch.tensor([4, 4, 7, 9, 9, 9, 7, 1]), n=1)]
         [[True, True, False, False, False, False, False, True]]
     """
-    names = group.unique()
+    names = torch.unique(group)
     for seed in range(n):
         order = torch.randperm(len(names), generator=torch.Generator().manual_seed(seed))
         yield torch.isin(group, names[order[: len(names) // 2]])

@@ -102,7 +102,8 @@ def count_vectors(words: Tensor, size: int, *, dimensions: int = 64, reach: int 
     chance = (total * total.T).clamp(min=1) / pairs.sum().clamp(min=1)
     strength, directions = torch.linalg.eigh((pairs / chance).clamp(min=1).log())
     largest = strength.abs().topk(dimensions).indices
-    return directions[:, largest] * strength[largest].abs().sqrt()
+    vectors: Tensor = directions[:, largest] * strength[largest].abs().sqrt()
+    return vectors
 
 
 def costs_to(vectors: Tensor, wanted: Tensor) -> Tensor:

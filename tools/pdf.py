@@ -1,0 +1,150 @@
+"""The whole book as one PDF: ``python -m tools.pdf``, which is ``make pdf``. Needs Chromium.
+
+Sphinx writes all pages as one, Chromium prints it: formulas and figures whole, a contents page, an outline, page
+numbers, and what links lead out of the book as notes at the end of each chapter.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from tools.chapters import ROOT, config
+
+TARGET = Path("_build/lossbook.pdf")
+FLAGS = ["--no-sandbox", "--disable-gpu", "--allow-file-access-from-files"]
+SECONDS = 600
+
+# Opens what is folded, drops what only a screen needs, and moves each outside link into a numbered list of its chapter.
+PREPARE = """() => {
+  document.documentElement.dataset.theme = 'light';
+  document.querySelectorAll('details').forEach(d => { d.open = true; });
+  const aside = 'button, .headerlink, .copybtn, .tocbutton, .cell_input.hide-print';
+  document.querySelectorAll(aside).forEach(e => e.remove());
+  document.querySelectorAll('.toggle-hidden').forEach(e => e.classList.remove('toggle-hidden'));
+  const main = document.querySelector('main') || document.body;
+  const chapters = [...main.querySelectorAll('section')].filter(s => s.querySelector(':scope > h1'));
+  for (const chapter of chapters) {
+    const notes = new Map();
+    for (const link of chapter.querySelectorAll('a[href^="http"]')) {
+      if (link.closest('section h1')?.parentElement !== null && link.closest('section:has(> h1)') !== chapter) continue;
+      if (!notes.has(link.href)) notes.set(link.href, notes.size + 1);
+      const mark = document.createElement('sup');
+      mark.textContent = notes.get(link.href);
+      link.after(mark);
+    }
+    if (!notes.size) continue;
+    const list = document.createElement('ol');
+    list.className = 'link-notes';
+    for (const href of notes.keys()) {
+      const item = document.createElement('li');
+      item.textContent = href;
+      list.append(item);
+    }
+    chapter.append(list);
+  }
+  const contents = document.createElement('nav');
+  contents.className = 'print-contents';
+  contents.innerHTML = '<h2>Contents</h2>';
+  const list = document.createElement('ol');
+  for (const chapter of chapters.slice(1)) {
+    const item = document.createElement('li'), link = document.createElement('a');
+    link.href = '#' + chapter.id;
+    link.textContent = chapter.querySelector(':scope > h1').textContent.trim();
+    item.append(link);
+    list.append(item);
+  }
+  contents.append(list);
+  (chapters[0] || main).append(contents);
+  return chapters.length;
+}"""
+STYLE = """
+.bd-header, .bd-sidebar-primary, .bd-sidebar-secondary, .header-article, footer, .prev-next-area, .toggle-button,
+.sbt-scroll-pixel-helper, .above-input, .tag_hide-input > .cell_input, .tag_hide-cell > .cell_input { display: none !important; }
+.bd-main .bd-content .bd-article-container { max-width: none !important; }
+section:has(> h1) { break-before: page; }
+figure, img, svg, table, pre, .math, .admonition, .cell_output { break-inside: avoid; }
+h1, h2, h3, h4 { break-after: avoid; }
+pre { white-space: pre-wrap; font-size: 8.5pt; }
+body { font-size: 10.5pt; }
+.link-notes { font-size: 8pt; border-top: 1px solid; margin-top: 2em; padding-top: .5em; overflow-wrap: anywhere; }
+"""
+FOOT = """<div style="font-size: 8px; width: 100%; text-align: center; color: #555;">
+<span class="pageNumber"></span></div>"""
+
+
+def chromium() -> str:
+    """The program that prints.
+
+    Raises:
+        FileNotFoundError: There is none.
+    """
+    found = os.environ.get("LOSSBOOK_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+    if not found:
+        raise FileNotFoundError("Chromium is missing: apt-get install chromium, or name it in LOSSBOOK_CHROMIUM")
+    return found
+
+
+def one_page(root: Path, output: Path) -> Path:
+    """All pages of the book as one file.
+
+    Raises:
+        RuntimeError: Sphinx stopped; the text is its output.
+    """
+    program = str(Path(sys.executable).with_name("jupyter-book"))
+    command = [program, "build", str(root), "--path-output", str(output), "--builder", "singlehtml", "-q"]
+    done = subprocess.run(command, cwd=root, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    page = output / "_build" / "singlehtml" / "index.html"
+    if done.returncode or not page.exists():
+        raise RuntimeError(done.stdout[-3000:])
+    return page
+
+
+def print_page(page: Path, target: Path, title: str) -> int:
+    """Print a page of the book; the number of its chapters."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=chromium(), args=FLAGS)
+        tab = browser.new_page()
+        tab.set_default_timeout(SECONDS * 1000)
+        tab.goto(page.as_uri(), wait_until="load")
+        tab.wait_for_function("window.MathJax?.startup?.promise !== undefined")
+        tab.evaluate("window.MathJax.startup.promise")
+        tab.add_style_tag(content=STYLE)
+        chapters: int = tab.evaluate(PREPARE)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        tab.pdf(
+            path=str(target),
+            format="A4",
+            margin={"top": "18mm", "bottom": "18mm", "left": "20mm", "right": "20mm"},
+            display_header_footer=True,
+            header_template="<span></span>",
+            footer_template=FOOT,
+            print_background=True,
+            outline=True,
+            tagged=True,
+        )
+        browser.close()
+    return chapters
+
+
+def main(root: Path = ROOT) -> int:
+    """Entry point."""
+    try:
+        chromium()  # before the long part
+        with tempfile.TemporaryDirectory() as output:
+            print_page(one_page(root, Path(output)), root / TARGET, str(config(root)["title"]))
+    except (FileNotFoundError, RuntimeError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(f"The book is printed: {root / TARGET}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
