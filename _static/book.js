@@ -1,4 +1,4 @@
-/* What is wider than its box can be scrolled with the keyboard: such a box can be focused and has a name. */
+/* Wide formulas and tables fit their column, what cannot can be scrolled by keys, and every control has a name. */
 (() => {
   const boxes = ".bd-content pre, .bd-content table, .bd-content div.math, .bd-content mjx-container[display=true], .bd-content .output";
   const mark = () => {
@@ -13,6 +13,24 @@
       }
     }
   };
+  // Formulas and tables that are wider than the column get smaller, as far as they can still be read.
+  const fit = () => {
+    for (const formula of document.querySelectorAll(".bd-content mjx-container[display=true]")) {
+      formula.dataset.size ??= formula.style.fontSize;  // MathJax's own
+      formula.style.fontSize = formula.dataset.size;
+      const ratio = formula.clientWidth / formula.scrollWidth;
+      if (formula.clientWidth && ratio < 1) {
+        const size = parseFloat(getComputedStyle(formula).fontSize);
+        formula.style.fontSize = `${Math.max(11, size * ratio * 0.98)}px`;
+      }
+    }
+    for (const table of document.querySelectorAll(".bd-content table")) {
+      table.querySelectorAll("td").forEach(cell => cell.classList.toggle("words", cell.innerText.length > 22));
+      table.classList.remove("tight");
+      if (table.clientWidth && table.scrollWidth > table.clientWidth + 1) table.classList.add("tight");
+    }
+  };
+  const settle = () => { fit(); mark(); };
   // Names for what the theme leaves without one, or with one that its text does not bear out.
   const name = () => {
     document.querySelectorAll(".bd-content details.hide > summary").forEach(s => s.removeAttribute("aria-label"));
@@ -40,9 +58,9 @@
     document.querySelectorAll(".theme-switch-button").forEach(b => icons.observe(b, { childList: true }));
   });
   window.addEventListener("load", () => setTimeout(name));
-  const later = () => window.MathJax?.startup?.promise ? window.MathJax.startup.promise.then(mark) : mark();
+  const later = () => window.MathJax?.startup?.promise ? window.MathJax.startup.promise.then(settle) : settle();
   window.addEventListener("load", later);
-  window.addEventListener("resize", mark);
-  document.addEventListener("toggle", mark, true);
-  document.addEventListener("click", () => setTimeout(mark));
+  window.addEventListener("resize", settle);
+  document.addEventListener("toggle", settle, true);
+  document.addEventListener("click", () => setTimeout(settle));
 })();
