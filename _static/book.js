@@ -21,11 +21,13 @@
       const ratio = formula.clientWidth / formula.scrollWidth;
       if (formula.clientWidth && ratio < 1) {
         const size = parseFloat(getComputedStyle(formula).fontSize);
-        formula.style.fontSize = `${Math.max(11, size * ratio * 0.98)}px`;
+        formula.style.fontSize = `${Math.max(12, size * ratio * 0.98)}px`;
       }
     }
     for (const table of document.querySelectorAll(".bd-content table")) {
-      table.querySelectorAll("td").forEach(cell => cell.classList.toggle("words", cell.innerText.length > 22));
+      const rows = [...table.rows].map(row => [...row.cells]);
+      const long = new Set(rows.flatMap(cells => cells.map((c, i) => c.tagName === "TD" && c.innerText.length > 22 ? i : -1)));
+      for (const cells of rows) cells.forEach((c, i) => c.classList.toggle("words", long.has(i)));
       table.classList.remove("tight");
       if (table.clientWidth && table.scrollWidth > table.clientWidth + 1) table.classList.add("tight");
     }
