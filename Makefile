@@ -6,7 +6,7 @@ PEERS := .venv/.peers
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help book live serve test lint unit notebooks pages bench experiments mutants compat lock clean
+.PHONY: help book live pdf serve test lint unit notebooks pages bench experiments mutants compat lock clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,6 +27,9 @@ book: $(READY) ## build the pages; chapters whose code changed are executed firs
 live: $(READY) ## execute every chapter on this machine's best device, then build the pages
 	@$(BIN)/python -m tools.execute --all
 	@$(BIN)/python -m tools.book
+
+pdf: book ## print the book to one PDF (needs Chromium)
+	@$(BIN)/python -m tools.pdf
 
 serve: book ## show the pages at http://localhost:8000
 	@$(BIN)/python -m http.server --bind 127.0.0.1 --directory _build/html 8000

@@ -16,6 +16,7 @@ from urllib.parse import unquote, urlparse
 import pytest
 import yaml
 
+from tools import pdf
 from tools.build import build
 from tools.chapters import ROOT, all_chapters, all_notebooks, pages_of, toc_pages
 from tools.limits import SCREENS
@@ -462,3 +463,22 @@ def test_the_search_index_knows_every_page(site):
     index = (site / "searchindex.js").read_text(encoding="utf-8")
     names = json.loads(re.search(r'"docnames":\s*(\[[^\]]*\])', index).group(1))
     assert set(PAGES) <= set(names)
+
+
+# ---------------------------------------------------------------- print
+
+
+def test_the_book_is_printed_as_one_pdf(browser, tmp_path):
+    """Every page of the book is in it, with links of the contents and notes for those that lead out."""
+    page = pdf.one_page(ROOT, tmp_path)
+    target = tmp_path / "book.pdf"
+    tab = browser.new_page()
+    tab.goto(page.as_uri(), wait_until="load")
+    assert tab.evaluate(pdf.PREPARE) == len(PAGES) - 1
+    assert tab.locator(".print-contents a").count() == len(PAGES) - 1
+    assert tab.locator(".link-notes li").count() >= 20
+    tab.close()
+    pdf.print_tab(browser, page, target)
+    data = target.read_bytes()
+    assert data.startswith(b"%PDF")
+    assert max(int(count) for count in re.findall(rb"/Count (\d+)", data)) >= 100

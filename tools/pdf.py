@@ -12,8 +12,9 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
-from tools.chapters import ROOT, config
+from tools.chapters import ROOT
 
 TARGET = Path("_build/lossbook.pdf")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--allow-file-access-from-files"]
@@ -23,15 +24,18 @@ SECONDS = 600
 PREPARE = """() => {
   document.documentElement.dataset.theme = 'light';
   document.querySelectorAll('details').forEach(d => { d.open = true; });
-  const aside = 'button, .headerlink, .copybtn, .tocbutton, .cell_input.hide-print';
+  const aside = 'button, .headerlink, .copybtn, .tocbutton, #jb-print-toc, .bd-sidebar-primary, .bd-sidebar-secondary';
   document.querySelectorAll(aside).forEach(e => e.remove());
   document.querySelectorAll('.toggle-hidden').forEach(e => e.classList.remove('toggle-hidden'));
   const main = document.querySelector('main') || document.body;
-  const chapters = [...main.querySelectorAll('section')].filter(s => s.querySelector(':scope > h1'));
+  // Sphinx marks where each page begins; evidence and exercises lie inside of their chapter.
+  const marks = [...main.querySelectorAll('span[id^="document-"]')];
+  const chapters = marks.map(mark => mark.nextElementSibling).filter(next => next?.tagName === 'SECTION');
+  chapters.forEach(chapter => chapter.classList.add('document'));
   for (const chapter of chapters) {
     const notes = new Map();
     for (const link of chapter.querySelectorAll('a[href^="http"]')) {
-      if (link.closest('section h1')?.parentElement !== null && link.closest('section:has(> h1)') !== chapter) continue;
+      if (link.closest('.document') !== chapter) continue;
       if (!notes.has(link.href)) notes.set(link.href, notes.size + 1);
       const mark = document.createElement('sup');
       mark.textContent = notes.get(link.href);
@@ -45,28 +49,35 @@ PREPARE = """() => {
       item.textContent = href;
       list.append(item);
     }
-    chapter.append(list);
+    const inner = [...chapter.querySelectorAll('.toctree-wrapper')].find(e => e.closest('.document') === chapter);
+    inner ? inner.before(list) : chapter.append(list);
   }
+  main.querySelectorAll('.toctree-wrapper:not(:has(section))').forEach(e => e.remove());
   const contents = document.createElement('nav');
   contents.className = 'print-contents';
-  contents.innerHTML = '<h2>Contents</h2>';
-  const list = document.createElement('ol');
-  for (const chapter of chapters.slice(1)) {
-    const item = document.createElement('li'), link = document.createElement('a');
+  contents.innerHTML = '<p class="print-title">Contents</p>';
+  for (const chapter of chapters) {
+    const item = document.createElement('p'), link = document.createElement('a');
     link.href = '#' + chapter.id;
-    link.textContent = chapter.querySelector(':scope > h1').textContent.trim();
+    const heading = chapter.querySelector(':scope > :is(h1, h2, h3, h4)');
+    link.textContent = heading ? heading.innerText.trim() : chapter.id;
+    item.className = chapter.parentElement.closest('.document') ? 'inner' : 'outer';
     item.append(link);
-    list.append(item);
+    contents.append(item);
   }
-  contents.append(list);
-  (chapters[0] || main).append(contents);
+  (main.querySelector('h1') || main).after(contents);
   return chapters.length;
 }"""
 STYLE = """
 .bd-header, .bd-sidebar-primary, .bd-sidebar-secondary, .header-article, footer, .prev-next-area, .toggle-button,
-.sbt-scroll-pixel-helper, .above-input, .tag_hide-input > .cell_input, .tag_hide-cell > .cell_input { display: none !important; }
+.sbt-scroll-pixel-helper,
+.above-input, .tag_hide-input > .cell_input, .tag_hide-cell > .cell_input { display: none !important; }
 .bd-main .bd-content .bd-article-container { max-width: none !important; }
-section:has(> h1) { break-before: page; }
+.document { break-before: page; }
+.print-contents { break-after: page; }
+.print-contents p { margin: 0.2em 0; }
+.print-contents .inner { margin-left: 2em; font-size: 90%; }
+.print-title { font-size: 140%; }
 figure, img, svg, table, pre, .math, .admonition, .cell_output { break-inside: avoid; }
 h1, h2, h3, h4 { break-after: avoid; }
 pre { white-space: pre-wrap; font-size: 8.5pt; }
@@ -104,31 +115,38 @@ def one_page(root: Path, output: Path) -> Path:
     return page
 
 
-def print_page(page: Path, target: Path, title: str) -> int:
+def print_tab(browser: Any, page: Path, target: Path) -> int:
+    """Print a page of the book in a browser that runs; the number of its chapters."""
+    tab = browser.new_page()
+    tab.set_default_timeout(SECONDS * 1000)
+    tab.goto(page.as_uri(), wait_until="load")
+    tab.wait_for_function("window.MathJax?.startup?.promise !== undefined")
+    tab.evaluate("window.MathJax.startup.promise")
+    tab.add_style_tag(content=STYLE)
+    chapters: int = tab.evaluate(PREPARE)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    tab.pdf(
+        path=str(target),
+        format="A4",
+        margin={"top": "18mm", "bottom": "18mm", "left": "20mm", "right": "20mm"},
+        display_header_footer=True,
+        header_template="<span></span>",
+        footer_template=FOOT,
+        print_background=True,
+        outline=True,
+        tagged=True,
+    )
+    tab.close()
+    return chapters
+
+
+def print_page(page: Path, target: Path) -> int:
     """Print a page of the book; the number of its chapters."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as play:
         browser = play.chromium.launch(executable_path=chromium(), args=FLAGS)
-        tab = browser.new_page()
-        tab.set_default_timeout(SECONDS * 1000)
-        tab.goto(page.as_uri(), wait_until="load")
-        tab.wait_for_function("window.MathJax?.startup?.promise !== undefined")
-        tab.evaluate("window.MathJax.startup.promise")
-        tab.add_style_tag(content=STYLE)
-        chapters: int = tab.evaluate(PREPARE)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        tab.pdf(
-            path=str(target),
-            format="A4",
-            margin={"top": "18mm", "bottom": "18mm", "left": "20mm", "right": "20mm"},
-            display_header_footer=True,
-            header_template="<span></span>",
-            footer_template=FOOT,
-            print_background=True,
-            outline=True,
-            tagged=True,
-        )
+        chapters = print_tab(browser, page, target)
         browser.close()
     return chapters
 
@@ -138,7 +156,7 @@ def main(root: Path = ROOT) -> int:
     try:
         chromium()  # before the long part
         with tempfile.TemporaryDirectory() as output:
-            print_page(one_page(root, Path(output)), root / TARGET, str(config(root)["title"]))
+            print_page(one_page(root, Path(output)), root / TARGET)
     except (FileNotFoundError, RuntimeError) as error:
         print(error, file=sys.stderr)
         return 1
