@@ -104,7 +104,8 @@
       panel.text((s) => [L.clip(apart(s.point, s.w1), 12, 168), -1.82], "z", { bold: true, anchor: "middle" });
       panel.stage.bars("", [{ label: "push / γ", color: "violet", value: (s) => Math.abs(pushNow(s)) / s.scale,
         show: (v, s) => L.small(Math.sign(pushNow(s)) * v) }]);
-      panel.text(() => [150, 0.75], (s) => s.kind, { color: "violet", anchor: "middle", bold: true });
+      kinds.forEach((kind) => panel.text([180, 0.75], (s) => (s.kind === kind ? kind : ""),
+        { color: kind === "short form" ? "magenta" : kind, anchor: "right", bold: true }));
     },
   };
 

@@ -51,10 +51,11 @@
       panel.text(() => [X[1], -10 * panel.unit[1]], "threshold", { size: 13, anchor: "right" });
       // the two halves of the loss as levels: log(1 + sum e^s) above and -log(1 + sum e^-s) below the threshold
       const up = (s) => negatives(s.now.all), down = (s) => -positives(s.now.pos);
+      const shownUp = (s) => Math.min(up(s), 6.4); // with 1,000 negatives the level may lie above the plot
       panel.curve((s) => [[X[0], 6.9], [up(s), up(s)]], { color: "multi-label softmax", width: 2 });
       panel.curve((s) => [[X[0], 6.9], [down(s), down(s)]], { color: "multi-label softmax", width: 2 });
-      panel.curve((s) => [[6.9, 6.9], [down(s), up(s)]], { color: "multi-label softmax", width: 6, opacity: 0.45 });
-      panel.text((s) => [6.82, up(s) + 12 * panel.unit[1]], (s) => `negatives, ${L.number(up(s))}`,
+      panel.curve((s) => [[6.9, 6.9], [down(s), Math.min(up(s), 7)]], { color: "multi-label softmax", width: 6, opacity: 0.45 });
+      panel.text((s) => [6.82, shownUp(s) + 12 * panel.unit[1]], (s) => `negatives, ${L.number(up(s))}${up(s) > 7 ? " ↑" : ""}`,
         { color: "multi-label softmax", anchor: "right" });
       panel.text((s) => [6.82, down(s) - 12 * panel.unit[1]], (s) => `positives, ${L.number(-down(s))}`,
         { color: "multi-label softmax", anchor: "right" });
