@@ -25,7 +25,7 @@ book: $(READY) ## build the pages; chapters whose code changed are executed firs
 	@$(BIN)/python -m tools.book
 
 live: $(READY) ## execute every chapter on this machine's best device, then build the pages
-	@$(BIN)/python -m tools.execute --all
+	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m tools.execute --all --jobs 2
 	@$(BIN)/python -m tools.book
 
 pdf: book ## print the book to one PDF (needs Chromium)

@@ -789,6 +789,11 @@ def test_a_page_shows_the_numbers_of_another(tiny):
         assert run(tiny, "tools.build").returncode == 0
         assert "Far is 1500" in page(tiny)
         assert "From afar 1500" in built(tiny, "index.html")
+        for name in ("tiny", "tiny_evidence"):
+            (tiny / f"chapters/{name}.ipynb").unlink()
+        run(tiny, "tools.execute", "--jobs", "2", check=True)
+        assert "Far is 1500" in (tiny / "chapters/tiny.ipynb").read_text()
+        assert {"tiny", "tiny_evidence"} <= set(json.loads((tiny / reader.TIMINGS).read_text()))
         source.write_text(kept + "\nFar is {bound}`tiny_evidence:near`.\n")
         message = "chapters/tiny.md: {bound}`tiny_evidence:near`: no cell of chapters/tiny_evidence.md glues 'near'"
         assert message in run(tiny, "tools.execute").stderr

@@ -1,18 +1,27 @@
 """Execute the chapters whose stored outputs are stale and write the readers' notebooks.
 
-``python -m tools.execute`` executes what is stale, ``--all`` everything, ``--check`` only tells. A chapter that fails
-leaves its old notebook untouched.
+``python -m tools.execute`` executes what is stale, ``--all`` everything, ``--jobs 2`` two at a time, ``--check`` only
+tells. A chapter that fails leaves its old notebook untouched.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
+import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from datetime import date
+from pathlib import Path
 from typing import Any
+
+if sys.platform != "win32":
+    import fcntl
 
 import nbformat
 from nbclient import NotebookClient
@@ -20,7 +29,7 @@ from nbclient.exceptions import CellExecutionError
 from tqdm.auto import tqdm
 
 from lossbook.touch import stored
-from tools.chapters import Chapter, StaleChapterError, all_notebooks, code_cells, read
+from tools.chapters import ROOT, Chapter, StaleChapterError, all_notebooks, code_cells, read
 from tools.reader import TIMINGS, SourceError, bound_pages, check_text, setup_cell, write_notebook
 
 # Runs before a chapter's cells: notes which files under data/ the chapter reads, and keeps progress bars one line long.
@@ -101,6 +110,12 @@ def execute(chapter: Chapter, timeout: int = 1800) -> tuple[Any, dict[str, Any]]
     return notebook, {facts["kind"]: record}
 
 
+def known_seconds(slug: str) -> float:
+    """How long a page took the last time, 60 s if nobody knows."""
+    times = json.loads(read(ROOT / TIMINGS)) if (ROOT / TIMINGS).exists() else {}
+    return max((record["seconds"] for record in times.get(slug, {}).values()), default=60.0)
+
+
 def is_progress(output: Any) -> bool:
     """Whether an output is nothing but progress bars: they are for the one who waits, not for the page."""
     if output.get("output_type") != "stream" or output.get("name") != "stderr":
@@ -123,9 +138,34 @@ def record_time(chapter: Chapter, record: dict[str, Any]) -> None:
     """Keep the chapter's time on this kind of device in ``data/results/timings.json``."""
     path = chapter.root / TIMINGS
     path.parent.mkdir(parents=True, exist_ok=True)
-    times = json.loads(read(path)) if path.exists() else {}
-    times.setdefault(chapter.slug, {}).update(record)
-    path.write_text(json.dumps(times, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    with alone(path.parent):
+        times = json.loads(read(path)) if path.exists() else {}
+        times.setdefault(chapter.slug, {}).update(record)
+        path.write_text(json.dumps(times, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """No other process that asks for the folder has it at this moment."""
+    if sys.platform == "win32":
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def side_by_side(slugs: list[str], jobs: int) -> int:
+    """Execute pages in processes of their own, ``jobs`` at a time; 1 if one failed."""
+
+    def run(slug: str) -> int:
+        return subprocess.run([sys.executable, "-m", "tools.execute", slug, "--alone"]).returncode
+
+    with ThreadPoolExecutor(jobs) as pool:
+        return max(pool.map(run, slugs), default=0)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -133,13 +173,20 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("slugs", nargs="*", help="chapters to execute (default: the stale ones)")
     parser.add_argument("--all", action="store_true", help="execute every chapter, stale or not")
+    parser.add_argument("--jobs", type=int, default=1, help="how many pages to execute at the same time (default: 1)")
+    parser.add_argument("--alone", action="store_true", help=argparse.SUPPRESS)  # a page of --jobs: texts come later
     parser.add_argument("--check", action="store_true", help="execute nothing; fail if a chapter is stale")
     options = parser.parse_args(arguments)
     chapters = all_notebooks()
     unknown = set(options.slugs) - {c.slug for c in chapters}
     if unknown:
         parser.error(f"no such chapter: {', '.join(sorted(unknown))}; there are {', '.join(c.slug for c in chapters)}")
-    executed = set()
+    executed: set[str] = set()
+    if options.jobs > 1 and not options.check:
+        slugs = options.slugs or [page.slug for page in chapters if options.all or page.stale()]
+        if status := side_by_side(sorted(slugs, key=lambda slug: -known_seconds(slug)), options.jobs):
+            return status
+        chapters, executed = [], set(slugs)
     try:
         for chapter in chapters:
             if options.check:
@@ -159,7 +206,7 @@ def main(arguments: list[str] | None = None) -> int:
                 write_notebook(chapter, notebook, alone=True)
                 executed.add(chapter.slug)
         # Texts at last: a page may show numbers of any other page.
-        for chapter in [] if options.check else all_notebooks():
+        for chapter in [] if options.check or options.alone else all_notebooks():
             told = {chapter.slug, *bound_pages(read(chapter.source_path))}
             if (options.slugs and not told & executed) or (chapter.slug not in executed and chapter.stale()):
                 continue
