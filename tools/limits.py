@@ -82,10 +82,15 @@ def fenced(text: str) -> list[str]:
     return found
 
 
+def listing(output: Any) -> list[str]:
+    """The lines of a listing that ``show_source`` shows, none for any other output."""
+    text = output.get("data", {}).get("text/markdown", "")
+    return [line for line in text.split("\n")[1:-1] if line] if text.startswith("```python\n") else []
+
+
 def listings(stored: Any) -> list[str]:
-    """The lines of the listings that a cell shows with ``show_source``."""
-    texts = [output.get("data", {}).get("text/markdown", "") for output in stored.outputs]
-    return [line for text in texts if text.startswith("```python\n") for line in text.split("\n")[1:-1] if line]
+    """The lines of the listings that a cell shows."""
+    return [line for output in stored.outputs for line in listing(output)]
 
 
 def size(chapter: Chapter) -> Size:
