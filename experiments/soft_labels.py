@@ -114,6 +114,14 @@ def brier(p: Tensor, truth: Tensor) -> float:
     return (p.double() - truth.double()).square().mean().item()
 
 
+def factor_of(scores: Tensor, truth: Tensor) -> float:
+    """The factor kappa of the fitted reading, 0 where the scores say nothing, as after a few steps."""
+    try:
+        return fit_scale(scores, truth).factor
+    except ValueError:
+        return 0.0
+
+
 def measures(validation: Split, test: Split, given: Tensor, shares: Tensor) -> dict[str, float]:
     """All metrics.
 
@@ -125,7 +133,7 @@ def measures(validation: Split, test: Split, given: Tensor, shares: Tensor) -> d
     """
     scores, truth = test
     pred = scores > 0
-    kappa = fit_scale(*validation).factor
+    kappa = factor_of(*validation)
     readings = {
         "s": torch.sigmoid(scores),
         "2s": multilabel_probabilities(scores),

@@ -1,8 +1,8 @@
 r"""Margin softmax: classify into groups so that the embeddings can be searched.
 
 The cross-entropy of scaled cosines, the target's cosine made smaller by a margin. The cosines come from
-:class:`CosineClassifier`; the linear forms take embeddings and class vectors and never hold all cosines.
-A module of the same name wraps each function. The page Recipes shows them in training code.
+:class:`CosineClassifier`; the linear forms take embeddings and class vectors and never hold all cosines. A module of
+the same name wraps each function.
 """
 
 from __future__ import annotations
@@ -142,16 +142,14 @@ def margin_softmax_loss(
         cosine: cosines ``(..., C)``, as :class:`CosineClassifier` gives them. A class with cosine ``-inf`` is left out.
         target: class indices ``(...)``, or soft targets ``(..., C)``, which weight the loss of each class as target.
         psi: the margin, an elementwise function of the target's cosines: :func:`additive_cosine_margin`,
-            :func:`additive_angular_margin`, :func:`multiplied_angle` or any with :math:`\psi(\theta) \le \cos\theta`.
-            It gets the cosines in the loss's dtype and must keep their shape.
+            :func:`additive_angular_margin`, :func:`multiplied_angle` or any other that does not raise them.
         scale: factor of the cosines, a number > 0 or a tensor of one that learns. At 1 the loss stays far from 0.
         ignore_index: rows with this target do not count, and their gradient is 0.
         dim: the dimension of the classes.
         reduction: ``"mean"`` over the rows that count, ``"sum"`` or ``"none"``, of shape ``(...)``.
 
     Returns:
-        The loss, in float32 for float16 and bfloat16 cosines. With a single class it is 0, and so is the mean where no
-        row counts. A NaN in a row that counts gives NaN.
+        The loss, in float32 for float16 and bfloat16 cosines. With a single class, and where no row counts, it is 0.
 
     Raises:
         TypeError: an argument of the wrong type.

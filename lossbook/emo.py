@@ -3,9 +3,8 @@ r"""Earth mover distance between a predicted and a wanted distribution over word
 Cross-entropy asks how likely the wanted word is and ignores which other words got the rest. These losses charge a
 probability :math:`p_i` by how far word :math:`i` lies from the wanted word, measured with fixed word vectors.
 
-The word vectors come from a trained model and stay as they are, for example
-``frozen_embedding = model.get_input_embeddings().weight.detach().clone()``. Vectors that learned along would move
-together until every distance is 0. The page Recipes has training loops.
+The word vectors come from a trained model and stay as they are, such as
+``model.get_input_embeddings().weight.detach().clone()``: if they learned along, every distance would become 0.
 """
 
 from __future__ import annotations
@@ -128,27 +127,23 @@ def emo_loss(
 
         L = \sum_i p_i\, c_{it}, \qquad p = \operatorname{softmax}(s), \qquad c_{it} = 1 - \cos(e_i, e_t)
 
-    With one wanted word there is one way to move the mass, so this is the earth mover distance itself. Soft targets
-    :math:`\tau` are charged for the product plan, :math:`\sum_{i,j} p_i\, \tau_j\, c_{ij}`, an upper bound of the
-    distance. The gradient is :math:`\partial L / \partial s_i = p_i\,(c_{it} - L)`. The loss lies in [0, 2].
+    With one wanted word there is one way to move the mass: this is the earth mover distance, in [0, 2]. Soft targets
+    :math:`\tau` are charged for the product plan, :math:`\sum_{i,j} p_i\, \tau_j\, c_{ij}`, an upper bound. The
+    gradient is :math:`\partial L / \partial s_i = p_i\,(c_{it} - L)`.
 
     A zero row of ``embedding`` has cosine 0 with every other row and 1 with itself; a row whose norm is below the
     smallest normal number of the loss's dtype counts as zero. The costs are computed in the dtype of the loss. A cost
     of at most :math:`4 \epsilon \sqrt{D}` (soft targets: :math:`\sqrt{\max(D, C)}`), with the dtype's machine epsilon,
-    may be rounding alone and counts as 0. Scores up to 10,000 in size are fine; a score of :math:`-\infty` at a wrong
-    word is a probability of 0. Infinite scores count as :math:`\pm 10^{30}`, so the loss stays finite; NaN gives NaN.
-
-    A language model predicts the *next* word: pass the scores of places 0 to T - 2 with the words 1 to T - 1.
+    may be rounding alone and counts as 0. Infinite scores count as :math:`\pm 10^{30}`; NaN gives NaN. A language model
+    predicts the *next* word: pass the scores of places 0 to T - 2 with the words 1 to T - 1.
 
     Args:
         input: scores :math:`s`, shape ``(..., C)``.
         target: class indices of any integer dtype, shape ``(...)``; or a distribution :math:`\tau` of any floating
-            dtype, shape ``(..., C)``, a constant: values outside [0, 1] by at most 1e-4 are clamped, and it is never
-            rescaled.
-        embedding: word vectors :math:`e`, shape ``(C, D)``, neither 0; constants, they get no gradient. They must be
-            finite, which is not checked. Vectors that share a direction have costs near 0: subtract their mean first.
-        ignore_index: rows with this index target are left out: loss 0 and gradient 0, whatever their scores are, NaN
-            too. Soft targets know no ignored rows.
+            dtype, shape ``(..., C)``, a constant that is never rescaled.
+        embedding: finite word vectors :math:`e`, shape ``(C, D)``; constants, they get no gradient. Where they share a
+            direction all costs are near 0: subtract their mean first.
+        ignore_index: rows with this index target are left out, whatever their scores. Soft targets know none.
         dim: the dimension of the classes in ``input`` and in a soft target.
         reduction: ``"mean"`` over the rows that count (0 where none does), ``"sum"`` or ``"none"``.
 
@@ -157,11 +152,9 @@ def emo_loss(
         computed in float32, also under autocast, and the loss is float32; the gradient has the dtype of the scores.
 
     Raises:
-        TypeError: ``input`` or ``embedding`` is not a dense floating tensor, or ``target`` neither indices nor
-            floating.
-        ValueError: shapes do not fit, an index lies outside [0, C), a soft target lies outside [0, 1] by more than
-            1e-4, does not sum to 1 within 0.01 or requires a gradient. Values are checked on CPU tensors only: on an
-            accelerator the check would wait for the device.
+        TypeError: ``input`` or ``embedding`` is no dense floating tensor, or ``target`` neither indices nor floating.
+        ValueError: shapes do not fit, an index lies outside [0, C), a soft target outside [0, 1] by more than 1e-4,
+            does not sum to 1 within 0.01 or requires a gradient. Values are looked at on the CPU only.
 
     Example:
         >>> s = torch.tensor([[2.0, 1.0, 0.0]])
@@ -196,11 +189,9 @@ def emo_ce_loss(
 
     ``sg`` stops the gradient. So the value of a row is its cross-entropy, and the gradient is
     :math:`\tfrac12 (\nabla \mathrm{CE} + \tfrac{\mathrm{CE}}{\mathrm{EMO}} \nabla \mathrm{EMO})`: not the gradient of
-    the value, and numerical differentiation finds another. With :math:`\rho = \mathrm{CE} / \mathrm{EMO}` it is
-    :math:`\tfrac12 [p_i (1 - \mathrm{CE} + \rho\, c_{it}) - \delta_{it}]`: the push on the wanted word is free of the
-    costs, and a wrong word rises where :math:`c_{it} < \mathrm{EMO}\,(1 - 1 / \mathrm{CE})`. Where
-    EMO is not above 1e-30 of CE, EMO adds no gradient: the ratio would be infinite. So it is where all words with some
-    probability have parallel vectors, as costs of rounding size are 0 (see :func:`emo_loss`).
+    the value, and numerical differentiation finds another. The push on the wanted word is free of the costs, and a
+    wrong word rises where :math:`c_{it} < \mathrm{EMO}\,(1 - 1 / \mathrm{CE})`. Where EMO is not above 1e-30 of CE it
+    adds no gradient, since the ratio would be infinite: where all probable words are parallel.
 
     Args, Returns and Raises are those of :func:`emo_loss`.
 

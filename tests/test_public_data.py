@@ -59,7 +59,7 @@ def test_public_names_are_found_without_being_imported(monkeypatch):
 def test_registry():
     sets = public_sets()
     files = [file for entry in sets.values() for file in entry.files]
-    assert len({file.name for file in files}) == len(files) == 63
+    assert len({file.name for file in files}) == len(files) == 69
     assert len({file.sha256 for file in files}) == len(files)
     for file in files:
         assert _registry.public_file(file.name) is file
@@ -74,7 +74,8 @@ def test_registry():
         assert entry.licence_source
         assert entry.citation.endswith((".", "bert4keras"))
         assert entry.files[0].url.startswith(entry.source.replace("//github.com", "//raw.githubusercontent.com"))
-    assert {entry.loader.partition("(")[0] for entry in sets.values()} == LOADERS
+    of_entities = {"entities.conll04", "entities.resume_ner"}
+    assert {entry.loader.partition("(")[0] for entry in sets.values()} == LOADERS | of_entities
     assert {entry.loader for entry in sets.values() if "uci" in entry.name} == {f'uci("{name}")' for name in public.UCI}
     lines = "".join(sorted(f"{file.sha256}  {file.name}\n" for file in sets["banking77"].files))
     assert sets["banking77"].sha256 == hashlib.sha256(lines.encode()).hexdigest()
