@@ -44,7 +44,7 @@ def test_wrong_labels_stand_in_training_and_validation_rows_only():
         a, b = getattr(clean, part), getattr(wrong, part)
         assert torch.equal(a.x, b.x)
         assert abs((a.t != b.t).double().mean().item() - 0.3) < 0.03
-        assert 0 <= b.t.min()
+        assert b.t.min() >= 0
         assert b.t.max() <= 9
     assert torch.equal(clean.test.t, wrong.test.t)
     changed = wrong.train.t[wrong.train.t != clean.train.t]
