@@ -319,6 +319,18 @@ def test_one_figure_is_the_cover(chapter):
     assert any("image/png" in o.get("data", {}) for o in code_cells(chapter.notebook)[cover].outputs)
 
 
+def test_links_to_headings_lead_somewhere_in_the_readers_notebooks():
+    texts = {c.notebook_path.name: "".join(cell.source for cell in c.notebook.cells) for c in all_notebooks()}
+    anchors = {name: set(re.findall(r'<a id="([\w:.-]+)"', text)) for name, text in texts.items()}
+    links = [
+        (name, page or name, label)
+        for name, text in texts.items()
+        for page, label in re.findall(r"\]\((\w+\.ipynb)?#([\w:.-]+)\)", text)
+    ]
+    assert len(links) > 50
+    assert not [link for link in links if link[2] not in anchors[link[1]]]
+
+
 @PAGES
 def test_no_cell_leaves_an_error_or_a_progress_bar(chapter):
     for cell in code_cells(chapter.notebook):

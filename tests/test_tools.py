@@ -35,6 +35,7 @@ CONTEXT = Context(
     bound={"focal_evidence:soft gain": "0.61"}.__getitem__,
     facts={"time": "6 s on CPU"},
     notebooks={"focal"},
+    labels={"far": "other"},
 )
 
 
@@ -203,7 +204,8 @@ def test_a_library_of_a_gpu_can_be_stood_in_for(tmp_path):
         ("{func}`lossbook.focal.sigmoid_focal_loss`", "`focal.sigmoid_focal_loss`"),
         ("{term}`score <scores>`", "score"),
         ("code `{eq}` stays", "code `{eq}` stays"),
-        ("(target)=\n# Title", "\n# Title"),
+        ("(target)=\n# Title", '<a id="target"></a>\n# Title'),
+        ("[there](#target) and [elsewhere](#far)", "[there](#target) and [elsewhere](other.ipynb#far)"),
         ("[next](focal.md) and [words](notation.md#scores)", "[next](focal.ipynb) and [words](notation.md#scores)"),
         (":::{note}\nlook {eq}`one`\n:::", "> **Note**\n>\n> look (1.1)"),
         (":::{admonition} Title $x$\n:class: tip\nbody\n:::", "> **Title $x$**\n>\n> body"),

@@ -36,7 +36,8 @@ ROLE = re.compile(r"\{(?P<name>[a-z][\w:.-]*)\}`(?P<text>[^`]+)`")
 CODE_SPAN = re.compile(r"(?<!\})(?<!`)(`+)(?!`).+?(?<!`)\1(?!`)", re.DOTALL)
 TITLE_TARGET = re.compile(r"^(?P<title>.*?) *<(?P<target>[^>]+)>$", re.DOTALL)
 PAGE_LINK = re.compile(r"\]\((?P<slug>\w+)\.md(?P<anchor>#[\w-]+)?\)")
-LABEL = re.compile(r"^\([\w:.-]+\)=\s*$", re.MULTILINE)
+LABEL = re.compile(r"^\((?P<label>[\w:.-]+)\)=\s*$", re.MULTILINE)
+LABEL_LINK = re.compile(r"\]\(#(?P<label>[\w:.-]+)\)")
 FACT = re.compile(r"\{stamp\}`(?P<name>\w+)`")
 BOUND = re.compile(r"\{bound\}`(?P<page>\w+):(?P<name>[^`]+)`")
 CAPTION = re.compile(r"^\*Figure: ", re.MULTILINE)  # a line of its own under a figure
@@ -57,6 +58,7 @@ class Context:
     bound: Callable[[str], str] = lambda reference: LATER
     facts: dict[str, str] = field(default_factory=dict)
     notebooks: set[str] = field(default_factory=set)
+    labels: dict[str, str] = field(default_factory=dict)  # of headings on other pages: the page of each
 
 
 # ---------------------------------------------------------------- what references resolve to
@@ -194,6 +196,12 @@ def context_for(chapter: Chapter, notebook: Any, *, alone: bool = False) -> Cont
         values=glued_values(notebook),
         facts=execution_facts(chapter),
         notebooks={c.slug for c in chapters},
+        labels={
+            label: other.slug
+            for other in chapters
+            if other.slug != chapter.slug
+            for label in LABEL.findall(read(other.source_path))
+        },
     )
 
 
@@ -303,7 +311,8 @@ def _inline(text: str, context: Context, where: str) -> str:
         kept.append(found)
         return f"\x00{len(kept) - 1}\x00"
 
-    text = LABEL.sub("", text)
+    text = LABEL.sub(lambda m: keep(f'<a id="{m["label"]}"></a>'), text)
+    text = LABEL_LINK.sub(lambda m: _to_label(m["label"], context), text)
     text = DISPLAY.sub(lambda m: keep(_equation(m, context, where)), text)
     text = ROLE.sub(lambda m: keep(_role(m["name"], m["text"], context, where)), text)
     text = CODE_SPAN.sub(lambda m: keep(m[0]), text)
@@ -313,6 +322,12 @@ def _inline(text: str, context: Context, where: str) -> str:
     while "\x00" in text:
         text = re.sub(r"\x00(\d+)\x00", lambda m: kept[int(m[1])], text)
     return text
+
+
+def _to_label(label: str, context: Context) -> str:
+    """The end of a link to a labelled heading, which may stand on another page."""
+    page = context.labels.get(label)
+    return f"]({f'{page}.ipynb' if page else ''}#{label})"
 
 
 def _equation(match: re.Match[str], context: Context, where: str) -> str:
