@@ -43,7 +43,8 @@ stays with its runs.
 
 A change of the code marks a record as outdated, whether it changes a number or not. ``--confirm`` finds out in a few
 minutes: it repeats one final run of every method in every task, and where none moves a metric by more than 0.005, the
-record stands for the present code and says how it was confirmed. Else the experiment must be run again.
+record stands for the present code and says how it was confirmed. Else the experiment must be run again. The choice of
+the settings is not repeated: whether the present code would choose the same, only a whole run tells.
 """
 
 from __future__ import annotations

@@ -129,8 +129,8 @@ def record_sentence(slug: str, root: Path = ROOT) -> str:
     if confirmed := record.get("confirmed"):
         text += (
             f" The code changed since: {confirmed['runs']} of the runs, one of each method in each task, were repeated "
-            f"on {confirmed['date']} at commit `{confirmed['commit'][:7]}`, and no metric moved by more than "
-            f"{confirmed['apart']:g}."
+            f"at the settings chosen then, on {confirmed['date']} at commit `{confirmed['commit'][:7]}`, and no metric "
+            f"moved by more than {confirmed['apart']:g}. The choice of the settings was not repeated."
         )
     if changed := changed_code(record, root):
         files = ", ".join(f"`{name}`" for name in changed)
