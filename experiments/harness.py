@@ -73,7 +73,7 @@ from tqdm import tqdm
 from lossbook.data.public import public_sets
 from lossbook.devices import OVERRIDE, best_device
 from lossbook.training import seeded
-from tools.provenance import commit, deciding_code, machine, versions
+from tools.provenance import commit, deciding_code, machine, read_record, versions
 
 ROOT = Path(__file__).resolve().parents[1]
 SCALES = ("smoke", "cpu", "gpu")
@@ -453,7 +453,7 @@ def check(experiment: Experiment, tasks: Sequence[Task]) -> None:
 
 def confirm(experiment: Experiment, tasks: Sequence[Task], scale: str, path: Path, runs: Runs) -> int:
     """Repeat a run of every method in every task; if all are the same, the record is one of the present code."""
-    record = json.loads(path.read_text(encoding="utf-8"))
+    record = read_record(path)
     by_name = {task.name: task for task in tasks}
     for about in record["tasks"]:
         if about["name"] not in by_name or about["data"] != data_digests(by_name[about["name"]]):
@@ -558,13 +558,45 @@ def main(experiment: Experiment, argv: Sequence[str] | None = None) -> int:
 
 
 def brief(value: float | None) -> float | None:
-    """Nine digits: no reader needs more, and the record stays small."""
-    return None if value is None else float(f"{value:.9g}")
+    """Six digits: no reader needs more, and the record stays small."""
+    return None if value is None else float(f"{value:.6g}")
+
+
+def packed(task: Mapping[str, Any], method: str, runs: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """What the record says of a task's method, with its runs as columns; ``lossbook.records.unpacked`` is the inverse.
+
+    ``runs`` are named by :func:`place_of`.
+    """
+    about = dict(task["methods"][method])
+    tried = about["grid"] if len(about["grid"]) > 1 else []
+    plans = {
+        "tuning": [(settings, seed) for settings in tried for seed in task["tuning_seeds"]],
+        "final": [(about["chosen"], seed) for seed in task["seeds"]],
+    }
+    for part, plan in plans.items():
+        own = [runs[place_of(task["name"], method, settings, seed, part == "final")] for settings, seed in plan]
+        if own:
+            metrics = {name: [run["metrics"][name] for run in own] for name in own[0]["metrics"]}
+            about[part] = {"seconds": [run["seconds"] for run in own], "metrics": metrics}
+        if any(run["environment"] for run in own):
+            about[part]["environment"] = [run["environment"] for run in own]
+    return about
+
+
+def place_of(task: str, method: str, settings: Settings, seed: int, final: bool) -> str:
+    """What sets a run of a record apart from the others."""
+    return as_json([task, method, dict(settings), seed, final])
 
 
 def text_of(record: Mapping[str, Any]) -> str:
-    """The record as JSON, one line for each run."""
-    runs = ",\n".join(f"  {as_json(run)}" for run in record["runs"])
-    rest = {key: value for key, value in record.items() if key != "runs"}
-    head = json.dumps({**rest, "runs": []}, indent=1, ensure_ascii=False)
-    return head.removesuffix("[]\n}") + f"[\n{runs}\n ]\n}}\n"
+    """The record as JSON, one line for each method of a task."""
+    keys = ("task", "method", "settings", "seed", "final")
+    runs = {place_of(*(run[key] for key in keys)): run for run in record["runs"]}
+    tasks = []
+    for task in record["tasks"]:
+        about = json.dumps({key: value for key, value in task.items() if key != "methods"}, ensure_ascii=False)
+        methods = [f"   {as_json(method)}: {as_json(packed(task, method, runs))}" for method in task["methods"]]
+        tasks.append(f'  {about[:-1]}, "methods": {{\n' + ",\n".join(methods) + "\n  }}")
+    rest = {key: value for key, value in record.items() if key not in ("tasks", "runs")}
+    head = json.dumps({**rest, "tasks": []}, indent=1, ensure_ascii=False)
+    return head.removesuffix("[]\n}") + "[\n" + ",\n".join(tasks) + "\n ]\n}\n"

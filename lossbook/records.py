@@ -1,7 +1,8 @@
 """Reads the records of the experiments: means with intervals, paired differences, tables and pictures.
 
-A record is a file ``data/results/<slug>.json`` that ``python -m experiments.<slug>`` wrote. It holds every run. The
-chapters and the page "Results at scale" make their tables from it, and the records travel with the package.
+A record is a file ``data/results/<slug>.json`` that ``python -m experiments.<slug>`` wrote. It holds every run, in the
+form that :func:`unpacked` reads. The chapters and the page "Results at scale" make their tables from it, and the
+records travel with the package.
 """
 
 from __future__ import annotations
@@ -56,6 +57,8 @@ class Estimate(PairedDifference):
     def __mul__(self, factor: float) -> Estimate:
         return Estimate(self.mean * factor, self.half_width * abs(factor), self.n)
 
+    __rmul__ = __mul__
+
     def __format__(self, spec: str) -> str:
         if math.isnan(self.mean):
             return "diverged"
@@ -105,11 +108,56 @@ class Table:
         )
 
 
+def unpacked(document: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What the file of a record holds, with its runs one by one under ``runs``.
+
+    The file has a line for each method of a task. Beside ``grid`` and ``chosen`` it holds the columns of ``tuning``,
+    with a value for each setting of the grid and each tuning seed, and of ``final``, with one for each seed. Where not
+    all runs were made in the first of the record's environments there is a column ``environment``.
+
+    Args:
+        document: The parsed file. If it has ``runs`` already, it comes back as it is.
+
+    Example:
+        >>> columns = {"seconds": [2.0, 2.1], "metrics": {"accuracy": [0.8, 0.9]}}
+        >>> method = {"grid": [{"lr": 0.1}], "chosen": {"lr": 0.1}, "final": columns}
+        >>> task = {"name": "iris", "tuning_seeds": [101], "seeds": [1, 2], "methods": {"BCE": method}}
+        >>> [(run["seed"], run["metrics"]) for run in unpacked({"tasks": [task]})["runs"]]
+        [(1, {'accuracy': 0.8}), (2, {'accuracy': 0.9})]
+    """
+    if "runs" in document:
+        return document
+    tasks, runs = [], []
+    for task in document["tasks"]:
+        methods = {}
+        for method, found in task["methods"].items():
+            methods[method] = {key: value for key, value in found.items() if key not in ("tuning", "final")}
+            plans = {
+                "tuning": [(settings, seed) for settings in found["grid"] for seed in task["tuning_seeds"]],
+                "final": [(found["chosen"], seed) for seed in task["seeds"]],
+            }
+            for part, plan in plans.items():
+                if part not in found:
+                    continue  # a grid of one needs no tuning
+                columns = {"environment": [0] * len(plan), **found[part]}
+                runs += [
+                    {
+                        **{"task": task["name"], "method": method, "settings": settings, "seed": seed},
+                        "final": part == "final",
+                        "metrics": {name: values[i] for name, values in columns["metrics"].items()},
+                        **{name: columns[name][i] for name in ("seconds", "environment")},
+                    }
+                    for i, (settings, seed) in enumerate(plan)
+                ]
+        tasks.append({**task, "methods": methods})
+    return {**document, "tasks": tasks, "runs": runs}
+
+
 class Record:
     """The record of an experiment (see the module's text). Its numbers are those of the final runs, on test data.
 
     Args:
-        document: What the file holds.
+        document: What the file holds, :func:`unpacked` or as it is.
         plain: Metrics never shown in percent, though all their values lie between 0 and 1, such as temperatures.
 
     Example:
@@ -126,14 +174,17 @@ class Record:
     """
 
     def __init__(self, document: Mapping[str, Any], *, plain: Collection[str] = ()) -> None:
-        self.document = document
+        self.document = unpacked(document)
         self.plain = frozenset(plain)
         self._values: dict[tuple[str, str, str], dict[int, float]] = {}
-        for run in document["runs"]:
-            if run["final"]:
-                for metric, value in run["metrics"].items():
-                    found = self._values.setdefault((run["task"], run["method"], metric), {})
-                    found[run["seed"]] = math.nan if value is None else float(value)
+        self._tuning: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+        for run in self.document["runs"]:
+            if not run["final"]:
+                self._tuning.setdefault((run["task"], run["method"]), []).append(run)
+                continue
+            for metric, value in run["metrics"].items():
+                found = self._values.setdefault((run["task"], run["method"], metric), {})
+                found[run["seed"]] = math.nan if value is None else float(value)
 
     @classmethod
     def load(cls, slug: str, *, plain: Collection[str] = ()) -> Record:
@@ -184,11 +235,8 @@ class Record:
     def validated(self, task: str, method: str) -> float:
         """The mean score on validation data that chose the settings; -inf where nothing was tuned or a run diverged."""
         about, chosen = self.task(task), self.chosen(task, method)
-        own = [
-            run["metrics"][about["score"]]
-            for run in self.document["runs"]
-            if (run["task"], run["method"], run["settings"], run["final"]) == (task, method, chosen, False)
-        ]
+        tuning = self._tuning.get((task, method), [])
+        own = [run["metrics"][about["score"]] for run in tuning if run["settings"] == chosen]
         return statistics.fmean(own) if own and None not in own else -math.inf
 
     def _by_seed(self, task: str, method: str, metric: str) -> dict[int, float]:

@@ -71,8 +71,8 @@ def test_the_interval_is_that_of_scipy():
     low, high = stats.t.interval(0.95, 6, loc=values.mean(), scale=stats.sem(values))
     e = Estimate.of(list(values))
     assert (e.low, e.high, e.n) == (pytest.approx(low), pytest.approx(high), 7)
-    scaled = e * -2
-    assert (scaled.low, scaled.high) == (pytest.approx(-2 * high), pytest.approx(-2 * low))
+    for scaled in (e * -2, -2 * e):
+        assert (scaled.low, scaled.high) == (pytest.approx(-2 * high), pytest.approx(-2 * low))
 
 
 def test_estimates_of_one_value_of_none_and_of_a_diverged_run():

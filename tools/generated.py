@@ -1,7 +1,7 @@
 """Tables that the build writes into pages from what is there: questions and exercises, status of pages and functions.
 
 ``{stamp}`questions``` in the text of a page is replaced by :func:`questions`, and so on for each name in ``TABLES``.
-Nothing is executed, and nothing of ``lossbook`` is imported: sources, notebooks and records are read.
+Nothing is executed: sources, notebooks and records are read.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 
 from tools import compat
 from tools.chapters import ROOT, Chapter, all_chapters, all_notebooks, code_cells, pages_of, read
+from tools.provenance import read_record
 from tools.reader import FACT, TIMINGS
 
 EXERCISE = re.compile(
@@ -214,7 +215,7 @@ def claim_count(root: Path = ROOT) -> str:
 def run_count(root: Path = ROOT) -> str:
     """How many runs the records of the experiments hold."""
     own = [root / "data" / "results" / f"{path.stem}.json" for path in (root / "experiments").glob("*.py")]
-    return f"{sum(len(json.loads(read(path))['runs']) for path in own if path.exists()):,}"
+    return f"{sum(len(read_record(path)['runs']) for path in own if path.exists()):,}"
 
 
 TABLES: dict[str, Callable[[Path], str]] = {

@@ -108,6 +108,13 @@ def changed_code(record: Mapping[str, Any], root: Path = ROOT) -> list[str]:
     return sorted(name for name in then.keys() | now.keys() if then.get(name) != now.get(name))
 
 
+def read_record(path: Path) -> dict[str, Any]:
+    """A record of an experiment, with its runs one by one."""
+    from lossbook.records import unpacked
+
+    return dict(unpacked(json.loads(read(path))))
+
+
 def record_path(slug: str, root: Path = ROOT) -> Path:
     """The record that the pages show: the one in full size where there is one, else the one for CPUs."""
     full = root / "data" / "results" / f"{slug}_gpu.json"
@@ -121,7 +128,7 @@ def record_sentence(slug: str, root: Path = ROOT) -> str:
     path = record_path(slug, root)
     if not path.exists():
         return f"There is no record yet: `python -m experiments.{slug}` makes it."
-    record = json.loads(read(path))
+    record = read_record(path)
     origin = f"commit `{record['commit'][:7]}`" if record["commit"] else "no commit"
     if record["changed"]:
         origin += " with changes that were not committed"
