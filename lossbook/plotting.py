@@ -15,16 +15,18 @@ COLORS = {"blue": "#2763F9", "orange": "#CC4303", "green": "#13955B", "magenta":
 _FAMILIES = {
     "orange": {
         **{"cross-entropy": "-", "BCE": "-", "softmax": "-", "weighted BCE": "--", "BCE, base rate": ":"},
-        "normalised softmax": "-.",
+        **{"normalised softmax": "-.", "BCE, smoothing": "--", "BCE, mixup": "-."},
     },
     "blue": {
         **{"multi-label softmax": "-", "pairwise loss": "--", "symmetric KL": ":", "EMO + CE": "--"},
         **{"mixed losses": "--", "rounded targets": ":"},
+        **{"multi-label softmax, smoothing": "--", "multi-label softmax, mixup": "-."},
     },
-    "green": {"focal loss": "-", "asymmetric loss": "--", "EMO": "-", "hinge": ":"},
+    "green": {"focal loss": "-", "asymmetric loss": "--", "EMO": "-", "hinge": ":", "triplet": "-"},
     "magenta": {
         **{"soft truncation": "-", "hard truncation": "--"},
         **{"EXACT": "-", "−log P": "--", "EXACT, annealed": "-.", "EXACT, no warm-up": ":"},
+        **{"short form": "-", "min-cos": "-"},
     },
     "violet": {"AM-softmax": "-", "CosFace": "-", "ArcFace": "--", "SphereFace": ":", "soft accuracy": "-"},
 }

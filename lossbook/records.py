@@ -347,6 +347,8 @@ def plot_differences(
 ) -> Any:
     """Draw how far each method is from the baseline: a dot for the paired mean, a bar for its 95 % interval.
 
+    A loss has its look of ``lossbook.plotting.LOSS``; the picture is 6 inches wide.
+
     Args:
         record: The record.
         metric: The metric. Shares are drawn in percentage points.
@@ -365,10 +367,11 @@ def plot_differences(
         if other in record.methods(task) and methods:
             groups.append((task, [(m, record.difference(task, m, metric, other) * factor) for m in methods]))
     names = list(dict.fromkeys(method for _, found in groups for method, _ in found))
-    known = {name: LOSS[name]["color"] for name in names if name in LOSS}
-    free = [color for color in [*COLORS.values(), INK] if color not in known.values()]
-    colors = {**dict(zip([name for name in names if name not in known], free * len(names), strict=False)), **known}
     dense = sum(len(found) for _, found in groups) > MANY
+    known = {name: LOSS[name]["color"] for name in names if name in LOSS}
+    # rows have names; where methods share a row, colours tell those that are no loss of the book apart
+    free = [color for color in [INK, *COLORS.values()] if color not in known.values()] if dense else [INK]
+    colors = {**dict(zip([name for name in names if name not in known], free * len(names), strict=False)), **known}
     heading = 0 if dense or len(groups) == 1 else 1
 
     ticks: list[tuple[float, str]] = []

@@ -151,13 +151,18 @@ def test_missing_matplotlib_names_the_extra(monkeypatch):
 TOGETHER = (
     ("cross-entropy", "BCE", "softmax"),  # one loss under three names
     ("AM-softmax", "CosFace"),
+    ("short form", "min-cos"),
 )
 PICTURES = (  # what stands in one picture
     ("BCE", "weighted BCE", "BCE, base rate", "multi-label softmax", "pairwise loss", "focal loss"),
     ("BCE", "multi-label softmax", "symmetric KL"),
     ("BCE", "multi-label softmax", "mixed losses", "rounded targets"),
     ("BCE", "weighted BCE", "focal loss", "hard truncation", "soft truncation", "asymmetric loss"),
-    ("softmax", "normalised softmax", "AM-softmax", "ArcFace", "SphereFace"),
+    (
+        *("BCE", "BCE, smoothing", "BCE, mixup"),
+        *("multi-label softmax", "multi-label softmax, smoothing", "multi-label softmax, mixup"),
+    ),
+    ("softmax", "normalised softmax", "AM-softmax", "ArcFace", "SphereFace", "short form", "triplet"),
     ("cross-entropy", "EXACT", "EXACT, annealed", "EXACT, no warm-up", "−log P", "soft accuracy", "hinge"),
     ("cross-entropy", "EMO", "EMO + CE"),
 )
