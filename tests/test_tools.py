@@ -25,6 +25,7 @@ from tools.chapters import (
     pages_of,
     plain_python,
 )
+from tools.execute import joined
 from tools.provenance import changed_code, deciding_code
 from tools.reader import Context, SourceError, insert_facts, labelled_equations, to_markdown
 
@@ -556,6 +557,20 @@ def test_an_edit_that_a_chapter_does_not_touch_leaves_it_fresh(tiny):
     (tiny / "lossbook/unrelated.py").write_text("x = 1\n")
     (tiny / "data/unrelated.txt").write_text("x")
     assert Chapter("tiny", 1, tiny).stale() is None
+
+
+def test_pieces_of_one_stream_are_joined():
+    def piece(text, name="stdout"):
+        return nbformat.v4.new_output("stream", name=name, text=text)
+
+    shown = nbformat.v4.new_output("display_data", {"text/plain": "a"})
+    outputs = [piece("one\n"), piece("two\n"), piece("!", "stderr"), piece("three\n"), shown, piece("four\n")]
+    found = [(output.get("name"), output.get("text")) for output in joined(outputs)]
+    assert found == [
+        *[("stdout", "one\ntwo\n"), ("stderr", "!"), ("stdout", "three\n")],
+        *[(None, None), ("stdout", "four\n")],
+    ]
+    assert joined([]) == []
 
 
 def test_an_edit_of_prose_renews_the_notebook_without_executing(tiny):

@@ -88,7 +88,8 @@ def execute(chapter: Chapter, timeout: int = 1800) -> tuple[Any, dict[str, Any]]
     notebook.cells = [setup, *body]
     for count, cell in enumerate(code for code in notebook.cells if code.cell_type == "code"):
         cell.execution_count = count + 1
-        cell.outputs = [tidy(output, chapter, count) for output in cell.outputs if not is_progress(output)]
+        shown = joined([output for output in cell.outputs if not is_progress(output)])
+        cell.outputs = [tidy(output, chapter, count) for output in shown]
         for output in cell.outputs:
             if "execution_count" in output:
                 output["execution_count"] = count + 1
@@ -122,6 +123,18 @@ def is_progress(output: Any) -> bool:
         return False
     lines = re.split(r"[\r\n]|\x1b\[\w+", output.text)  # carriage returns and cursor movements redraw a bar
     return all(not line.strip() or PROGRESS.search(line) for line in lines)
+
+
+def joined(outputs: list[Any]) -> list[Any]:
+    """The outputs with neighbouring pieces of one stream as one: where a kernel cuts a stream is chance."""
+    whole: list[Any] = []
+    for output in outputs:
+        last = whole[-1] if whole else {}
+        if output.output_type == "stream" and last.get("name") == output.name:
+            last["text"] += output.text
+        else:
+            whole.append(output)
+    return whole
 
 
 def tidy(output: Any, chapter: Chapter, count: int) -> Any:
