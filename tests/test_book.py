@@ -8,7 +8,6 @@ import html.parser
 import json
 import os
 import re
-import shutil
 from functools import cache
 from pathlib import Path
 from urllib.parse import unquote, urlparse
@@ -22,21 +21,10 @@ from tools.chapters import ROOT, all_chapters, all_notebooks, pages_of, toc_page
 from tools.limits import SCREENS
 from tools.reader import labelled_equations
 
-CHROMIUM = os.environ.get("LOSSBOOK_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
 PAGES = [name for name, _ in toc_pages()]
 CHAPTERS = pytest.mark.parametrize("chapter", all_chapters(), ids=lambda c: c.slug)
 PARTS = pytest.mark.parametrize("chapter", [p for p in all_notebooks() if p.number], ids=lambda c: c.slug)
 AXE = ROOT / "tests/vendor/axe-core/axe.min.js"
-# Chromium on its own asks its maker for updates at every start.
-ARGUMENTS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 
 
 @pytest.fixture(scope="session")
@@ -53,21 +41,6 @@ def site(tmp_path_factory):
 def built(site, page):
     """The HTML of a page with cells."""
     return (site / "chapters" / f"{page.slug}.html").read_text(encoding="utf-8")
-
-
-@pytest.fixture(scope="session")
-def browser():
-    if not CHROMIUM:
-        message = "Chromium is missing, so NO PAGE IS READ IN A BROWSER: apt-get install chromium"
-        if os.environ.get("LOSSBOOK_REQUIRE_BROWSER"):
-            pytest.fail(message)
-        pytest.skip(message)
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        launched = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        yield launched
-        launched.close()
 
 
 class Page:
