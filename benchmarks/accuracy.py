@@ -130,13 +130,16 @@ KIND = "written anew from arXiv 2205.09615"
 GENZ = Peer(f"Genz's estimator, {SAMPLES} samples, {KIND}", written(genz), goal=0.1, memory_goal=0.02, tolerance=0.1)
 AUTOGRAD = Peer(f"Genz's estimator through autograd, {KIND}", written(genz_by_autograd), tolerance=0.1)
 
+ALONE = {"small eager": "so few rows stay on one thread, which waits for no other: slower where all is quiet"}
+EXACT: dict[str, Any] = {"tolerance": 5e-3, "reasons": ALONE}
+
 CASES = [
-    Case("expected_accuracy", leading, SHAPES, (64, 4), accuracy, tolerance=5e-3),
-    Case("log_expected_accuracy", leading, SHAPES, (64, 4), lambda s, t: log_accuracy(s, t).mean(), tolerance=5e-3),
+    Case("expected_accuracy", leading, SHAPES, (64, 4), accuracy, **EXACT),
+    Case("log_expected_accuracy", leading, SHAPES, (64, 4), lambda s, t: log_accuracy(s, t).mean(), **EXACT),
     # at 10 000 classes the estimators' arrays would not fit
-    Case("exact_loss", leading, SHAPES[:2], (64, 4), expected_error, peers=[GENZ, AUTOGRAD]),
-    Case("exact_loss", leading, SHAPES[2:], (64, 4), expected_error, "many classes", tolerance=5e-3),
-    Case("exact_loss", leading, SHAPES, (64, 4), minus_log_accuracy, "log", options={"log": True}, tolerance=5e-3),
+    Case("exact_loss", leading, SHAPES[:2], (64, 4), expected_error, peers=[GENZ, AUTOGRAD], reasons=ALONE),
+    Case("exact_loss", leading, SHAPES[2:], (64, 4), expected_error, "many classes", **EXACT),
+    Case("exact_loss", leading, SHAPES, (64, 4), minus_log_accuracy, "log", options={"log": True}, **EXACT),
     Case(
         "soft_accuracy_loss",
         class_scores,
