@@ -6,10 +6,11 @@ PEERS := .venv/.peers
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help book live pdf serve test lint unit notebooks pages bench experiments mutants compat lock clean
+.PHONY: help book live pdf serve test lint unit losses notebooks pages links bench experiments mutants compat \
+  picture release-check lock clean
 
 help: ## list the targets
-	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(READY): requirements.lock pyproject.toml
 	@$(PYTHON) -m tools.install
@@ -49,6 +50,17 @@ unit: $(PEERS) ## unit tests and the examples in docstrings, on all cores
 notebooks: $(READY) ## run the chapters again and compare their outputs with the stored ones
 	TQDM_DISABLE=1 $(BIN)/python -m pytest -q --nbval --nbval-current-env --nbval-cell-timeout=600 -p no:cacheprovider chapters
 
+LOSSES := multilabel_softmax soft_labels focal am_softmax accuracy emo spans common metrics
+# On whatever Python and torch PYTHON has: CI runs it on other systems and versions, where the lock does not fit.
+losses: ## unit tests of the losses with $(PYTHON), into which it installs what they need
+	$(PYTHON) -m pip install --quiet ".[losses]"
+	$(PYTHON) -m pytest -q -n auto $(LOSSES:%=tests/test_%.py)
+
+# Those on the pages, and the files of public data, which are compared with their digests.
+links: $(READY) ## ask for every address outside the book (needs a network)
+	$(BIN)/jupyter-book build . --builder linkcheck --path-output _build/links -q
+	$(BIN)/python -m lossbook.data fetch all
+
 pages: $(READY) ## build the book from nothing with warnings as errors and read it in a browser
 	$(BIN)/python -m pytest -q tests/test_book.py
 
@@ -71,6 +83,12 @@ mutants: $(PEERS) ## change the losses a little and see which changes no test no
 
 compat: $(READY) ## the losses' tests under the oldest, a middle and the newest torch, into data/results (half an hour)
 	@$(BIN)/python -m tools.compat
+
+picture: book ## draw the front page for README.md (needs Chromium)
+	@$(BIN)/python -m tools.picture
+
+release-check: $(READY) ## try what a release would publish, step by step
+	@$(BIN)/python -m tools.release
 
 lock: ## renew requirements.lock from pyproject.toml in a fresh environment
 	@$(PYTHON) -m tools.lock

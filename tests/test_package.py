@@ -13,8 +13,8 @@ from email.parser import Parser
 import pytest
 
 import lossbook
-from tools import compat
-from tools.chapters import ROOT, all_chapters, all_notebooks, code_cells, config, imported_modules
+from tools import compat, project
+from tools.chapters import ROOT, all_chapters, all_notebooks, code_cells, imported_modules
 from tools.install import OLDEST
 from tools.reader import setup_cell
 
@@ -41,15 +41,15 @@ def test_the_package_needs_torch_and_numpy_and_nothing_else(wheel):
 
 
 def test_the_versions_that_are_admitted_are_those_that_are_tested():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     oldest = ".".join(map(str, OLDEST))
-    assert project["requires-python"] == f">={oldest}"
-    assert f"Programming Language :: Python :: {oldest}" in project["classifiers"]
+    assert declared["requires-python"] == f">={oldest}"
+    assert f"Programming Language :: Python :: {oldest}" in declared["classifiers"]
     assert f"Python {oldest} or newer" in (ROOT / "README.md").read_text()
     record = ROOT / compat.RECORD
     if record.exists():
         tried = json.loads(record.read_text())
-        (torch,) = (name for name in project["dependencies"] if name.startswith("torch"))
+        (torch,) = (name for name in declared["dependencies"] if name.startswith("torch"))
         assert min(tried["torch"], key=compat.key).startswith(torch.removeprefix("torch>="))
         assert tried["python"].startswith(oldest)
 
@@ -112,6 +112,8 @@ def colab(tmp_path_factory):
     shutil.rmtree(repository / "lossbook/__pycache__", ignore_errors=True)
     subprocess.run(["git", "init", "--quiet", "--initial-branch=main"], cwd=repository, check=True)
     commit(repository)
+    if project.ref() != "main":  # a release
+        subprocess.run(["git", "tag", project.ref()], cwd=repository, check=True)
     return environment / "bin/python", repository, site
 
 
@@ -128,7 +130,7 @@ def run_setup(colab, tmp_path, source, *words, repository=None):
         **os.environ,
         "GIT_CONFIG_COUNT": "1",
         "GIT_CONFIG_KEY_0": f"url.file://{repository}.insteadOf",
-        "GIT_CONFIG_VALUE_0": config()["repository"]["url"],
+        "GIT_CONFIG_VALUE_0": project.urls()["Repository"],
         "PIP_NO_BUILD_ISOLATION": "0",  # "0" means no isolation: hatchling is at hand, a network may not be
         "LOSSBOOK_DEVICE": "cpu",
     }
@@ -142,8 +144,7 @@ def test_a_repository_that_cannot_be_reached_is_told_in_one_sentence(colab, tmp_
     """Run first: lossbook is not installed yet."""
     done = run_setup(colab, tmp_path, setup_cell(all_chapters()[0]).source, repository=tmp_path / "nowhere")
     assert done.returncode != 0
-    repository = config()["repository"]
-    told = f"lossbook cannot be installed: {repository['branch']} of {repository['url']} cannot be reached."
+    told = f"lossbook cannot be installed: {project.ref()} of {project.urls()['Repository']} cannot be reached."
     assert done.stderr.splitlines()[-1] == f"RuntimeError: {told} Is the network on?"
     assert "CalledProcessError" not in done.stderr
     assert not list(tmp_path.iterdir())
@@ -154,7 +155,7 @@ def test_the_setup_cell_installs_on_colab_checks_and_refuses(colab, chapter, tmp
     source = setup_cell(chapter).source
     first = run_setup(colab, tmp_path, source)
     assert first.returncode == 0, first.stderr
-    assert "lossbook 0." in first.stdout
+    assert f"lossbook {lossbook.__version__}" in first.stdout
     installed = {path.name.split("-")[0] for path in colab[2].glob("*.dist-info")}
     assert installed == {"lossbook"}, "torch, numpy and all the rest stay as they are"
     assert not list(tmp_path.iterdir()), "the list of what must stay is removed again"
@@ -167,8 +168,8 @@ def test_the_setup_cell_installs_on_colab_checks_and_refuses(colab, chapter, tmp
     refused = run_setup(colab, tmp_path, other)
     assert refused.returncode != 0
     assert "is not the one this notebook was made with" in refused.stderr
-    assert f"No commit that {config()['repository']['url']} shows has its modules" in refused.stderr
-    assert refused.stderr.endswith(f'@{config()["repository"]["branch"]}", and take the notebook from main, too.\n')
+    assert f"No commit that {project.urls()['Repository']} shows has its modules" in refused.stderr
+    assert refused.stderr.endswith(f'@{project.ref()}", and take the notebook from {project.ref()}, too.\n')
 
 
 def test_a_saved_notebook_is_told_which_commit_it_needs(colab, tmp_path):
@@ -179,8 +180,8 @@ def test_a_saved_notebook_is_told_which_commit_it_needs(colab, tmp_path):
     module.write_text(module.read_text() + "\nNEW = 1\n")
     commit(repository)
     pip = ["-m", "pip", "install", "--quiet", "--force-reinstall", "--no-deps"]
-    source = f"lossbook @ git+{config()['repository']['url']}@"
-    assert run_setup(colab, tmp_path, "", *pip, source + config()["repository"]["branch"]).returncode == 0
+    source = f"lossbook @ git+{project.urls()['Repository']}@"
+    assert run_setup(colab, tmp_path, "", *pip, source + "main").returncode == 0
     refused = run_setup(colab, tmp_path, setup_cell(chapter).source)
     assert f"is not the one this notebook was made with ({lossbook.__version__}, commit {then[:10]})" in refused.stderr
     assert f'pip install --force-reinstall --no-deps "{source}{then}"' in refused.stderr.splitlines()[-1]

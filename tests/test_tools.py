@@ -670,6 +670,8 @@ EDITS = {
     "style": [("_static/book.css", "/* The theme", "/* New. The theme", "_static/book.css", "/* New. The theme")],
     "the rest": [
         ("_config.yml", "html_title: lossbook", "html_title: another", "index.html", "another</title>"),
+        ("pyproject.toml", 'Documentation = "', 'Documentation = "https://new.', "index.html", 'canonical" href="https://new.'),
+        ("pyproject.toml", 'Repository = "', 'Repository = "https://other.', "index.html", 'href="https://other.'),
         ("_toc.yml", "caption: Chapters", "caption: Portions", "chapters/tiny.html", ">Portions<"),
         ("references.bib", "{Su, Jianlin}", "{Liang, Jianlin}", "index.html", "Liang"),
         ("tools/paired.py", "(cell.source", "(cell.source.replace('The ', 'Edited ')", "chapters/tiny.html", "Edited "),

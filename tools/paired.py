@@ -19,7 +19,7 @@ import jupytext
 from docutils import nodes
 from sphinx.errors import SphinxError
 
-from tools import generated
+from tools import generated, project
 from tools.chapters import PREVIEW, ROOT, StaleChapterError, all_notebooks, code_cells
 from tools.provenance import deciding_code, record_path
 from tools.reader import (
@@ -91,6 +91,13 @@ def resolve(text: str, where: str) -> str:
         if os.environ.get(PREVIEW):
             return BOUND.sub(LATER, text)
         raise StaleError(str(error)) from None
+
+
+def take_addresses(app: Any, config: Any) -> None:
+    """The book's and the repository's address, which ``pyproject.toml`` names."""
+    urls = project.urls(Path(app.srcdir))
+    config.html_baseurl = urls["Documentation"]
+    config.html_theme_options["repository_url"] = urls["Repository"]
 
 
 def check_chapters(app: Any) -> None:
@@ -173,6 +180,7 @@ def drop_unused(app: Any, exception: Exception | None) -> None:
 
 
 def setup(app: Any) -> dict[str, bool]:
+    app.connect("config-inited", take_addresses)
     app.connect("builder-inited", check_chapters)
     app.connect("builder-inited", draw_covers)
     app.connect("source-read", note_dependencies)

@@ -22,7 +22,8 @@ import nbformat
 import yaml
 from pybtex.database import parse_string
 
-from tools.chapters import ROOT, SETUP_TAG, Chapter, all_notebooks, config, digest, read
+from tools import project
+from tools.chapters import ROOT, SETUP_TAG, Chapter, all_notebooks, digest, read
 from tools.provenance import record_sentence
 
 ADMONITIONS = {"admonition", "caution", "danger", "hint", "important", "note", "seealso", "tip", "warning"}
@@ -469,16 +470,12 @@ print(describe_environment())"""
 
 def setup_cell(chapter: Chapter) -> Any:
     """The notebook's first cell: installs lossbook on Colab and checks that it is the notebook's."""
-    repository = config(chapter.root)["repository"]
-    version = re.search(r'__version__ = "(.+?)"', read(chapter.root / "lossbook/__init__.py"))
-    assert version is not None
-    ref = repository["branch"] if "dev" in version[1] else f"v{version[1]}"
     source = SETUP.format(
-        url=repository["url"],
-        ref=ref,
+        url=project.urls(chapter.root)["Repository"],
+        ref=project.ref(chapter.root),
         modules="[\n" + "".join(f'    "{m}",\n' for m in chapter.modules) + "]",
         digest=chapter.package_digest,
-        version=version[1],
+        version=project.version(chapter.root),
     )
     cell = nbformat.v4.new_code_cell(source)
     cell.metadata = {"tags": [SETUP_TAG, "nbval-ignore-output"], "cellView": "form", "jupyter": {"source_hidden": True}}
