@@ -9,6 +9,7 @@ import pytest
 from scipy import stats
 
 from lossbook import records
+from lossbook.plotting import INK, LOSS
 from lossbook.records import Estimate, Record, Table, plot_differences
 from tools import provenance
 from tools.provenance import bare, changed_code, deciding_code, record_sentence
@@ -213,6 +214,15 @@ def test_the_picture_of_many_tasks_and_of_one():
     assert [t.get_text() for t in figure.legends[0].get_texts()] == ["a", "b"]
     one = plot_differences(Record(document(values)), "f1", ["t3"], baseline="a")
     assert [t.get_text() for t in one.axes[0].get_yticklabels()] == ["BCE", "b"]
+
+
+def test_a_loss_has_its_look_and_what_is_none_is_grey():
+    values = {("t", m): [0.1, 0.2, 0.3] for m in ("BCE", "BCE, mixup", "letter counts", "min-cos")}
+    figure = plot_differences(Record(document(values)), "f1")
+    points = [container.lines[0] for container in figure.axes[0].containers]
+    assert [point.get_color() for point in points] == [LOSS["BCE, mixup"]["color"], INK, LOSS["short form"]["color"]]
+    assert [point.get_marker() for point in points] == ["D", "o", "o"]
+    assert figure.get_size_inches()[0] == 6
 
 
 def test_a_diverged_run_leaves_a_gap_in_the_picture_and_a_word_in_the_table():
