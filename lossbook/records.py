@@ -413,7 +413,7 @@ def plot_differences(
         if heading and any(text == task for task, _ in groups):
             label.set_fontweight("bold")
     unit = ", percentage points" if factor == 100 else ""
-    ax.set_xlabel(f"{record.metrics[metric]}, difference to {other}{unit}")
+    ax.set_xlabel(f"{record.metrics[metric]},\ndifference to {other}{unit}")
     if dense:
         figure.legend(loc="outside upper left", ncols=min(2, len(names)))
     return figure

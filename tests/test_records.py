@@ -197,8 +197,8 @@ def test_the_picture_shows_each_difference(record):
     expected = [record.difference(t, m, "f1").mean * 100 for t, m in (("yeast", "focal"), ("yeast", "ASL"))]
     assert dots[:2] == pytest.approx(expected)
     assert dots[2] < 0
-    assert ax.get_xlabel() == "micro-F1, difference to BCE, percentage points"
-    assert plot_differences(record, "perplexity").axes[0].get_xlabel() == "perplexity, difference to BCE"
+    assert ax.get_xlabel() == "micro-F1,\ndifference to BCE, percentage points"
+    assert plot_differences(record, "perplexity").axes[0].get_xlabel() == "perplexity,\ndifference to BCE"
 
 
 def test_a_task_without_the_baseline_is_left_out_of_the_picture():
