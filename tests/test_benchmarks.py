@@ -18,10 +18,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import harness
+from benchmarks import choosing, harness
 from benchmarks.harness import FEW, GOALS, MANY, ROOT, Case, Peer, at_most, busy, copy, main, moved_bytes, peak_bytes
 
-SLUGS = sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py") if path.stem not in ("__init__", "harness"))
+NO_CHAPTER = ("__init__", "choosing", "harness")
+SLUGS = sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py") if path.stem not in NO_CHAPTER)
 RECORD = {"slug", "tiny", "date", "commit", "changed", "machine", "versions", "method", "cases", "skipped"}
 ROW = {
     *("loss", "variant", "size", "shape", "scores", "bytes_moved", "contenders", "values", "peak_bytes"),
@@ -104,6 +105,28 @@ def test_the_stored_record_is_a_full_run(slug: str) -> None:
     measured = {(row["loss"], row["variant"], row["size"], tuple(row["shape"])) for row in record["cases"]}
     cases: Sequence[Case] = importlib.import_module(f"benchmarks.{slug}").CASES
     assert measured >= {(case.loss, case.variant, *row) for case in cases for row in case.shapes}
+
+
+def test_what_the_advice_costs_is_measured_beside_the_plain_losses(tmp_path: Path) -> None:
+    assert choosing.main(["--tiny", "--out", str(tmp_path)]) == 0
+    tiny, stored = (
+        json.loads((folder / "bench_choosing.json").read_text(encoding="utf-8"))
+        for folder in (tmp_path, ROOT / "data" / "results")
+    )
+    page = (ROOT / "chapters" / "choosing.md").read_text(encoding="utf-8")
+    for record, is_tiny in ((tiny, True), (stored, False)):
+        assert record["tiny"] is is_tiny
+        assert record["machine"]["device"] == "cpu"
+        rows = record["cases"]
+        assert [(row["loss"], row["beside"]) for row in rows] == [
+            (name, group.plain) for group in choosing.GROUPS for name in group.losses
+        ]
+        for row in rows:
+            assert row["rounds"] >= 3
+            assert row["ratio"] > 0
+            assert row["ratio"] == 1 or row["loss"] != row["beside"]
+            assert row["quartiles"] == sorted(row["quartiles"])
+            assert f"{{glue:text}}`time_{row['loss']}`" in page or row["loss"] == row["beside"]
 
 
 def ones(n: int) -> tuple[Tensor]:
