@@ -1,0 +1,416 @@
+r"""Losses whose classes lie on several ranks: each holds some class vectors, or some columns of the scores.
+
+Value and gradients are those of the unsharded losses. The shards lie in the order of the ranks; they may be uneven or
+empty. Every rank calls with the same rows, gets the same loss and calls ``backward()``. The gradient of its shard, and
+that of the rows, are then whole: nothing is left to average over these ranks. What a rank sends grows with the rows,
+never with the number of classes.
+
+A DTensor with ``Shard`` on its classes says which ranks belong together; for plain tensors ``group`` says it, without
+it the default group. Before they compute, the ranks tell one another what they were given. So a shape, dtype or option
+that differs, an argument that one rank refuses, or a class index that no shard holds is the same error on every rank,
+and none waits for another. This takes a backend for CPU tensors, which ``init_process_group()`` makes beside NCCL. With
+NCCL alone nothing is compared, since to read the answers would be to wait for the device.
+
+Not for ``torch.compile`` and ``torch.func``.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from lossbook._checks import (
+    check_floating,
+    check_index,
+    check_labels,
+    check_mask,
+    check_number,
+    check_reduction,
+    check_scores,
+    describe,
+)
+from lossbook._classifier import unit
+from lossbook._collectives import ANY_CLASS, Given, Group, Shards, agree, group_of, local, shared, words
+from lossbook._common import ABSENT, finite, reduce_loss, sigmoid, softplus
+from lossbook._fast.am_softmax import linear_rest
+from lossbook._margins import Less, Psi, check_psi, shaped
+from lossbook._several_labels import only
+from lossbook._sharded_classifier import ShardedCosineClassifier
+from lossbook._torch import full_precision
+from lossbook.am_softmax import Scale, _check_scale, linear_rest_and_target, margin_softmax
+from lossbook.emo import unit_vectors
+
+__all__ = [
+    "ShardedCosineClassifier",
+    "sharded_am_softmax_loss",
+    "sharded_emo_ce_loss",
+    "sharded_emo_loss",
+    "sharded_multilabel_softmax_loss",
+]
+
+
+# ------------------------------------------------------------------------------------------------------- the formulas
+
+
+def several_labels(
+    s: Tensor, t: Tensor, mask: Tensor | None, s_0: float, shards: Shards
+) -> tuple[Tensor, Tensor | None]:
+    """log(e^s0 + sum_i (1 - t_i) e^s_i) + log(e^-s0 + sum_i t_i e^-s_i), and which rows have a label."""
+    s, neg, pos = only(mask, s, ~t if t.dtype == torch.bool else 1 - t, t)
+    s, neg, pos = finite(s), neg.to(s.dtype), pos.to(s.dtype)
+    least = torch.finfo(s.dtype).tiny
+    down, up = torch.where(neg >= least, s, ABSENT), torch.where(pos >= least, -s, ABSENT)
+    tops = shards.tops(down, up)
+    terms = [
+        (neg * (down - tops[0].unsqueeze(-1)).exp()).sum(-1),
+        (pos * (up - tops[1].unsqueeze(-1)).exp()).sum(-1),
+    ]
+    labels = [] if mask is None else [mask.any(-1).to(s.dtype)]
+    below, above, *labels = shards.sums(*terms, *labels)
+    n = below.masked_fill(below == 0, 1).log() + tops[0]
+    p = above.masked_fill(above == 0, 1).log() + tops[1]
+    loss = softplus(n - s_0) + softplus(p + s_0)
+    return loss, labels[0] > 0 if labels else None
+
+
+def rest_and_target(z: Tensor, weight: Tensor, place: Tensor, here: Tensor, scale: Scale, shards: Shards) -> Tensor:
+    """``(R, 2)``: the log-sum-exp of the other classes' scores over all shards, and the target's score."""
+    if len(weight):
+        here_or_none = place.masked_fill(~here, -1)
+        rest, s_t = linear_rest(linear_rest_and_target, z, weight, here_or_none, None, scale).unbind(-1)
+    else:  # nothing but its part in the backward pass
+        s_t = z.sum(-1) * 0 + weight.sum()
+        rest = s_t + ABSENT
+    (top,) = shards.tops(rest.unsqueeze(-1))
+    total, s_t = shards.sums((rest - top).exp(), s_t.masked_fill(~here, 0))
+    return torch.stack((total.log() + top, s_t), -1)
+
+
+def emo_terms(s: Tensor, u: Tensor, place: Tensor, here: Tensor, shards: Shards) -> tuple[Tensor, Tensor]:
+    """EMO of each row, and its z: with A the mean cost of the other words, EMO = sigmoid(z) A and CE = log(1 + e^z)."""
+    own = (torch.arange(len(u), device=s.device) == place.unsqueeze(-1)) & here.unsqueeze(-1)
+    (u_t,) = shards.sums(own.to(u.dtype) @ u)
+    c = (1 - u_t @ u.mT).masked_fill(own, 0)  # a word costs nothing to itself
+    c = c.masked_fill(c <= 4 * torch.finfo(c.dtype).eps * u.shape[1] ** 0.5, 0)
+    others = s.masked_fill(own, ABSENT)
+    (top,) = shards.tops(others)
+    # measured from the cost of the most probable of them: its gradient would cancel
+    leads = (others == top.unsqueeze(-1)).to(s.dtype)
+    c_m, leaders = shards.sums((leads * c).sum(-1), leads.sum(-1))
+    c_m = c_m / leaders
+    e = (others - top.unsqueeze(-1)).exp()
+    apart = (e * (c - c_m.unsqueeze(-1))).sum(-1)
+    total, moved, s_t = shards.sums(e.sum(-1), apart, s.masked_fill(~own, 0).sum(-1))
+    z = total.log() + (top - s_t)
+    return sigmoid(z) * (c_m + moved / total), z
+
+
+def sampled(
+    weight: Tensor, place: Tensor, here: Tensor, share: float, generator: torch.Generator | None, rank: int
+) -> tuple[Tensor, Tensor]:
+    """The class vectors that take part, and the places of the targets among them; sizes need no look at a value."""
+    count = len(weight)
+    kept = min(count, max(round(share * count), place.numel()))
+    seed = int(torch.randint(2**62, (), generator=generator)) + rank
+    drawn = torch.rand(count + 1, generator=torch.Generator(weight.device).manual_seed(seed), device=weight.device)
+    drawn = drawn.scatter(0, torch.where(here, place, count), 2.0)[:count]  # all positives
+    index = drawn.topk(kept).indices.sort().values
+    places = torch.zeros_like(drawn, dtype=torch.long).scatter(0, index, torch.arange(kept, device=index.device))
+    return weight[index], places[place] if count else place
+
+
+# ---------------------------------------------------------------------------------------------------------- the losses
+
+
+def sharded_multilabel_softmax_loss(
+    input: Tensor,
+    target: Tensor,
+    *,
+    group: Group | None = None,
+    mask: Tensor | None = None,
+    threshold: float = 0.0,
+    reduction: str = "mean",
+) -> Tensor:
+    r""":func:`~lossbook.multilabel_softmax.multilabel_softmax_loss` of labels that lie on several ranks.
+
+    .. math::
+
+        L = \log\Bigl(e^{s_0} + \sum_i (1 - t_i)\, e^{s_i}\Bigr) + \log\Bigl(e^{-s_0} + \sum_i t_i\, e^{-s_i}\Bigr)
+
+    One all-reduce of maxima (two numbers a row) and one of sums (two, with a mask three); none in the backward pass.
+
+    Args:
+        input: this rank's columns of the scores, ``(..., C_r)``, or a DTensor ``(..., C)`` sharded along the last one.
+        target: its columns of the labels, hard or soft.
+        group: the ranks that hold the shards; not for a DTensor.
+        mask: its columns of the mask, on every rank or on none.
+        threshold: the score :math:`s_0`.
+        reduction: ``"mean"`` over the rows, ``"sum"`` or ``"none"``.
+
+    Returns:
+        The loss, the same on every rank.
+
+    Raises:
+        TypeError, ValueError: as the unsharded loss, and where ranks differ in more than the classes; on every rank.
+        RuntimeError: there is no process group.
+
+    Example:
+        >>> dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+        >>> s = torch.tensor([[2.0, -1.0, 0.5], [-3.0, 1.0, -2.0]])
+        >>> y = torch.tensor([[True, False, True], [False, True, False]])
+        >>> round(sharded_multilabel_softmax_loss(s, y).item(), 4)
+        0.6757
+        >>> dist.destroy_process_group()
+
+    Equation :eq:`mls-loss` of the chapter. Source: as the unsharded loss.
+    """
+    group = group_of("input", input, -1, group)
+
+    def read() -> tuple[tuple[Tensor, Tensor, Tensor | None, float], Given]:
+        s = check_scores(local(input))
+        m = check_mask(local(mask), s.shape, -1)
+        t = check_labels(local(target), s.shape, mask=local(mask))
+        t = t.to(s.dtype) if t.is_floating_point() else t.bool()
+        s_0 = check_number("threshold", threshold)
+        options = {"threshold": s_0, "reduction": check_reduction(reduction)}
+        tensors = {"input": (s, -1), "target": (t, -1)} | ({} if m is None else {"mask": (m, -1)})
+        said = words("sharded_multilabel_softmax_loss", tensors, **options)
+        return (s, t, m, s_0), Given(said, s.shape[-1])
+
+    tensors, shards = agree(group, read)
+    loss, counted = several_labels(*tensors, shards)
+    return reduce_loss(loss, reduction, counted)
+
+
+def sharded_am_softmax_loss(
+    embedding: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    *,
+    group: Group | None = None,
+    psi: Psi | None = None,
+    margin: float = 0.35,
+    scale: Scale = 30.0,
+    sample: float | None = None,
+    generator: torch.Generator | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+) -> Tensor:
+    r""":func:`~lossbook.am_softmax.linear_margin_softmax_loss` with class vectors that lie on several ranks.
+
+    .. math::
+
+        -\log \frac{e^{\gamma\,\psi(\theta_t)}}{e^{\gamma\,\psi(\theta_t)} + \sum_{i \ne t} e^{\gamma \cos\theta_i}}
+
+    Each rank takes its class vectors a chunk at a time, so that scores are held neither by class nor by row. One
+    all-reduce of maxima (a number a row), one of sums (two a row), and one of the embeddings' gradient.
+
+    With ``sample`` each shard of :math:`C_r` classes keeps round(``sample`` :math:`C_r`) of them, and no fewer than
+    there are rows: the targets, and others drawn anew in every call, with equal chances. The loss is then that of fewer
+    classes, so it is smaller, and vectors that were not drawn get gradient 0. Time and memory of the scores fall by the
+    share; the gradient keeps the shape of ``weight``.
+
+    Args:
+        embedding: embeddings ``(..., D)``, the same on every rank.
+        weight: this rank's class vectors ``(C_r, D)``, or a DTensor ``(C, D)`` with ``Shard(0)``.
+        target: class indices ``(...)`` among all C classes, the same on every rank.
+        group: the ranks that hold the shards; not for a DTensor.
+        psi: the margin, a function of the target's cosine; without it :math:`\cos\theta - m` with m = ``margin``.
+        margin: m, at least 0; without meaning beside ``psi``.
+        scale: :math:`\gamma`, a number > 0 or a tensor of one that learns.
+        sample: the share of the classes that takes part, in (0, 1]; without it all do.
+        generator: a generator on the CPU for the draw. Ranks may seed theirs alike: each draws for its own place in the
+            group, so that replicas of a shard draw the same and other shards do not.
+        ignore_index: rows with this target do not count.
+        reduction: ``"mean"`` over the rows that count, ``"sum"`` or ``"none"``.
+
+    Returns:
+        The loss, the same on every rank; the gradient of ``embedding`` is the whole one on every rank.
+
+    Raises:
+        TypeError, ValueError: as the unsharded loss, and where ranks differ in more than the classes; on every rank.
+        RuntimeError: there is no process group.
+
+    Example:
+        >>> dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+        >>> embedding, weight = torch.tensor([[3.0, 4.0]]), torch.tensor([[5.0, 0.0], [0.0, 1.0], [-2.0, 0.0]])
+        >>> sharded_am_softmax_loss(embedding, weight, torch.tensor([1]), scale=10)
+        tensor(1.7014)
+        >>> dist.destroy_process_group()
+
+    Equation :eq:`am-margin` of the chapter. Source: as the unsharded loss; sampling is that of Partial FC, arXiv
+    2203.15565.
+    """
+    group = group_of("weight", weight, 0, group)
+    options = (psi, margin, scale, sample, generator, ignore_index, reduction)
+    read = partial(_read_vectors, embedding, weight, target, *options)
+    (z, w, t, counted, margin_of, gamma, share), shards = agree(group, read)
+    z = unit(z.masked_fill(~counted.unsqueeze(-1), 0), w) * gamma
+    z = shared(z.reshape(-1, z.shape[-1]), group)
+    place, here = shards.place(t.reshape(-1), len(w))
+    if share is not None:
+        w, place = sampled(w, place, here, share, generator, dist.get_rank(group))
+    both = rest_and_target(z, w, place, here, gamma, shards).reshape(*t.shape, 2)
+    loss = margin_softmax(both, counted, lambda s_t: margin_of(s_t / gamma), gamma)
+    return reduce_loss(loss, reduction, counted)
+
+
+def sharded_emo_loss(
+    input: Tensor,
+    target: Tensor,
+    embedding: Tensor,
+    *,
+    group: Group | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+) -> Tensor:
+    r""":func:`~lossbook.emo.emo_loss` of a vocabulary that lies on several ranks.
+
+    .. math::
+
+        L = \sum_i p_i\, c_{it}, \qquad p = \operatorname{softmax}(s), \qquad c_{it} = 1 - \cos(e_i, e_t)
+
+    All-reduces: the wanted words' vectors (D numbers a row), maxima (one), the cost of the most probable word (two),
+    sums (three); none in the backward pass.
+
+    Args:
+        input: this rank's columns of the scores, ``(..., C_r)``, or a DTensor ``(..., C)`` sharded along the last one.
+        target: class indices ``(...)`` among all C classes, the same on every rank.
+        embedding: this rank's rows of the word vectors, ``(C_r, D)``; constants.
+        group: the ranks that hold the shards; not for a DTensor.
+        ignore_index: rows with this target do not count.
+        reduction: ``"mean"`` over the rows that count, ``"sum"`` or ``"none"``.
+
+    Returns:
+        The loss, the same on every rank.
+
+    Raises:
+        TypeError, ValueError: as the unsharded loss, and where ranks differ in more than the classes; on every rank.
+        RuntimeError: there is no process group.
+
+    Example:
+        >>> dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+        >>> e = torch.tensor([[1.0, 0.0], [0.6, 0.8], [-1.0, 0.0]])
+        >>> print(round(sharded_emo_loss(torch.tensor([[2.0, 1.0, 0.0]]), torch.tensor([0]), e).item(), 4))
+        0.278
+        >>> dist.destroy_process_group()
+
+    Equation :eq:`emo-loss` of the chapter. Source: as the unsharded loss.
+    """
+    emo, _, counted = _emo("sharded_emo_loss", input, target, embedding, group, ignore_index, reduction)
+    return reduce_loss(emo.masked_fill(~counted, 0), reduction, counted)
+
+
+def sharded_emo_ce_loss(
+    input: Tensor,
+    target: Tensor,
+    embedding: Tensor,
+    *,
+    group: Group | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+) -> Tensor:
+    r""":func:`~lossbook.emo.emo_ce_loss` of a vocabulary that lies on several ranks.
+
+    .. math::
+
+        L = \tfrac12 \left( \mathrm{CE} + \operatorname{sg}\!\left(\frac{\mathrm{CE}}{\mathrm{EMO}}\right)
+        \mathrm{EMO} \right)
+
+    Args, Returns, Raises and what is sent are those of :func:`sharded_emo_loss`.
+
+    Example:
+        >>> dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+        >>> e = torch.tensor([[1.0, 0.0], [0.6, 0.8], [-1.0, 0.0]])
+        >>> print(round(sharded_emo_ce_loss(torch.tensor([[2.0, 1.0, 0.0]]), torch.tensor([0]), e).item(), 4))
+        0.4076
+        >>> dist.destroy_process_group()
+
+    Equation :eq:`emo-compose` of the chapter. Source: as the unsharded loss.
+    """
+    emo, z, counted = _emo("sharded_emo_ce_loss", input, target, embedding, group, ignore_index, reduction)
+    ce = softplus(z)
+    regular = emo > 1e-30 * ce  # EMO = 0 makes the ratio infinite, and above 1e30 it overflows float32
+    ratio = torch.where(regular, ce / emo, 0).detach()
+    loss = (ce + torch.where(regular, ratio * emo, ce.detach())) / 2
+    return reduce_loss(loss.masked_fill(~counted, 0), reduction, counted)
+
+
+# -------------------------------------------------------------------------------------------------------------- checks
+
+
+def _emo(
+    name: str, input: Tensor, target: Tensor, embedding: Tensor, group: Group | None, ignore_index: int, reduction: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """EMO and z of each row, and which rows count."""
+    group = group_of("input", input, -1, group)
+
+    def read() -> tuple[tuple[Tensor, ...], Given]:
+        s = check_scores(local(input))
+        e = check_floating(local(embedding), "embedding", what=" of word vectors", dims=2).detach()
+        if len(e) != s.shape[-1] or e.shape[1] == 0:
+            raise ValueError(f"embedding must have the shape ({s.shape[-1]}, D), got {describe(e)}")
+        t, counted = check_index(local(target), s.shape[:-1], ANY_CLASS, ignore_index)
+        tensors = {"input": (s, -1), "target": (t, None), "embedding": (e, 0)}
+        check_reduction(reduction)
+        said = words(name, tensors, ignore_index=ignore_index, reduction=reduction)
+        return (s, e, t, counted), Given(said, len(e), t)
+
+    (s, e, t, counted), shards = agree(group, read)
+    with full_precision(s.device):
+        s = finite(s.masked_fill(~counted.unsqueeze(-1), 0))
+        emo, z = emo_terms(s, unit_vectors(e, s.dtype), *shards.place(t, len(e)), shards)
+    return emo, z, counted
+
+
+def _read_vectors(
+    embedding: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    psi: Psi | None,
+    margin: float,
+    scale: Scale,
+    sample: float | None,
+    generator: torch.Generator | None,
+    ignore_index: int,
+    reduction: str,
+) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor, Psi, Scale, float | None], Given]:
+    """The arguments of :func:`sharded_am_softmax_loss`, local and checked."""
+    z, w = local(embedding), local(weight)
+    _check_shard(z, w)
+    t, counted = check_index(local(target), z.shape[:-1], ANY_CLASS, ignore_index)
+    share = sample
+    if sample is not None:
+        share = check_number("sample", sample, low=0, high=1, open_low=True)
+    _check_generator(generator)
+    lowered = Less(margin) if psi is None else check_psi(psi)
+    gamma = _check_scale(scale)
+    said = words(
+        "sharded_am_softmax_loss",
+        {"embedding": (z, None), "weight": (w, 0), "target": (t, None)},
+        psi=f"cosine - {lowered.m:g}" if isinstance(lowered, Less) else lowered,
+        scale=gamma,
+        sample=share,
+        ignore_index=ignore_index,
+        reduction=check_reduction(reduction),
+    )
+    return (z, w, t, counted, shaped(lowered), gamma, share), Given(said, len(w), t)
+
+
+def _check_shard(embedding: Tensor, weight: Tensor) -> None:
+    """Raise if these are no embeddings ``(..., D)`` and class vectors ``(C_r, D)``."""
+    check_floating(embedding, "embedding")
+    check_floating(weight, "weight", dims=2)
+    if embedding.dim() < 1 or embedding.shape[-1] != weight.shape[1]:
+        wanted = f"the length of a class vector, {weight.shape[1]}, as its last dimension"
+        raise ValueError(f"embedding must have {wanted}, got {describe(embedding)}")
+
+
+def _check_generator(generator: Any) -> None:
+    if generator is not None and (not isinstance(generator, torch.Generator) or generator.device.type != "cpu"):
+        got = f"one on {generator.device}" if isinstance(generator, torch.Generator) else describe(generator)
+        raise TypeError(f"generator must be a torch.Generator on the CPU, whose draws can be read at once, got {got}")

@@ -1,0 +1,715 @@
+"""Losses over several ranks: value, gradients, what they send, and how they fail. Gloo on the CPU."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import lossbook as lb
+from examples import sharded_am_softmax
+from lossbook import _checks, _collectives, am_softmax
+from lossbook import distributed as sharded
+from lossbook._fast import am_softmax as fast
+from tests.ranks import Ranks, ranks
+
+ROWS, C, SIZE = 6, 11, 5
+# how many classes each rank holds: even, uneven, with empty shards, all on one
+CUTS = {2: [(6, 5), (0, 11)], 4: [(3, 3, 3, 2), (5, 0, 6, 0), (0, 0, 0, 11)]}
+
+
+@pytest.fixture(scope="module")
+def two() -> Iterator[Ranks]:
+    with ranks(2) as group:
+        yield group
+
+
+@pytest.fixture(scope="module")
+def four() -> Iterator[Ranks]:
+    with ranks(4) as group:
+        yield group
+
+
+@pytest.fixture(params=[2, 4])
+def group(request: pytest.FixtureRequest) -> Ranks:
+    return request.getfixturevalue({2: "two", 4: "four"}[request.param])
+
+
+# ------------------------------------------------------------------------------------------------- the losses, twice
+
+
+class Problem:
+    """The tensors of all losses, whole and cut, the same on every rank."""
+
+    def __init__(self, rank: int, cut: tuple[int, ...], dtype: torch.dtype) -> None:
+        g = torch.Generator().manual_seed(0)
+        self.columns = slice(sum(cut[:rank]), sum(cut[: rank + 1]))
+
+        def normal(*shape: int) -> Tensor:
+            return torch.randn(*shape, generator=g, dtype=torch.float64).to(dtype)
+
+        self.s, self.z, self.w, self.e = normal(2, 3, C), normal(2, 3, SIZE), normal(C, SIZE), normal(C, 4)
+        self.s = self.s * 3
+        self.e[3], self.e[7] = 0, 2 * self.e[0]  # a word without direction, two that are parallel
+        self.hard = normal(2, 3, C) > 0.5
+        self.soft = torch.rand(2, 3, C, generator=g, dtype=torch.float64).to(dtype)
+        self.mask = normal(2, 3, C) > -0.5
+        self.mask[1, 1] = False  # a row without a label
+        self.t = torch.tensor([[0, C - 1, -100], [7, 5, 3]])
+        self.weights = torch.rand(2, 3, generator=g, dtype=torch.float64).to(dtype)
+        self.scale = torch.tensor(20.0, dtype=dtype)
+        self.shift = torch.tensor(0.3, dtype=dtype)
+
+    def column(self, x: Tensor) -> Tensor:
+        return x[..., self.columns]
+
+    def row(self, x: Tensor) -> Tensor:
+        return x[self.columns]
+
+
+Both = tuple[Callable[..., Tensor], Callable[..., Tensor], list[Tensor], list[Tensor]]
+
+
+def both(name: str, p: Problem) -> Both:
+    """Ours, the unsharded loss, and the leaves of each; the cut ones are compared with the same cut of the whole."""
+    whole = [x.clone().requires_grad_() for x in {"am": (p.z, p.w)}.get(name.split()[0], (p.s,))]
+    if name.startswith("am"):
+        z, w = whole
+        mine = [z.detach().clone().requires_grad_(), p.row(w).detach().clone().requires_grad_()]
+        options = {"psi": lb.additive_angular_margin(0.5)} if "angle" in name else {"psi": lambda c: c - 0.35}
+        if "learn" in name:
+            learned = [x.clone().requires_grad_() for x in (p.scale, p.shift) * 2]
+            mine, whole = [*mine, *learned[:2]], [*whole, *learned[2:]]
+            first = {"psi": lambda c: c - learned[1], "scale": learned[0]}
+            other = {"psi": lambda c: c - learned[3], "scale": learned[2]}
+        else:
+            first, other = options, options
+            if "margin" in name:
+                first = {"margin": 0.35}
+        if "scale" in name:
+            first, other = {**first, "scale": 100.0}, {**other, "scale": 100.0}
+        return (
+            lambda **o: sharded.sharded_am_softmax_loss(mine[0], mine[1], p.t, **first, **o),
+            lambda **o: lb.linear_margin_softmax_loss(z, w, p.t, **other, **o),
+            mine,
+            whole,
+        )
+    mine = [p.column(p.s).clone().requires_grad_()]
+    if name.startswith("emo"):
+        ours, theirs = {
+            "emo": (sharded.sharded_emo_loss, lb.emo_loss),
+            "emo_ce": (sharded.sharded_emo_ce_loss, lb.emo_ce_loss),
+        }[name]
+        return (
+            lambda **o: ours(mine[0], p.t, p.row(p.e), **o),
+            lambda **o: theirs(whole[0], p.t, p.e, **o),
+            mine,
+            whole,
+        )
+    t = p.soft if "soft" in name else p.hard
+    mask = p.mask if "mask" in name else None
+    return (
+        lambda **o: sharded.sharded_multilabel_softmax_loss(
+            mine[0], p.column(t), mask=None if mask is None else p.column(mask), threshold=0.5, **o
+        ),
+        lambda **o: lb.multilabel_softmax_loss(whole[0], t, mask=mask, threshold=0.5, **o),
+        mine,
+        whole,
+    )
+
+
+LOSSES = ["hard", "soft", "hard mask", "am margin", "am angle", "am scale", "am learn", "emo", "emo_ce"]
+
+
+def apart(found: Tensor, wanted: Tensor, size: Tensor | None = None) -> float:
+    """The distance beside the size of the whole."""
+    norm = float((wanted if size is None else size).norm())
+    return float((found - wanted).norm()) / max(norm, 1e-3)
+
+
+def mine_of(whole: Tensor, mine: Tensor, p: Problem) -> Tensor:
+    """What this rank holds of a whole gradient."""
+    if whole.shape == mine.shape:
+        return whole
+    return p.row(whole) if whole.dim() == 2 else p.column(whole)
+
+
+def compare(rank: int, cut: tuple[int, ...], dtype: torch.dtype) -> dict[str, float]:
+    """Of each loss and reduction the largest error of value and gradients."""
+    found = {}
+    for name in LOSSES:
+        for reduction in ("mean", "sum", "none"):
+            p = Problem(rank, cut, dtype)
+            ours, theirs, mine, whole = both(name, p)
+            value, wanted = ours(reduction=reduction), theirs(reduction=reduction)
+            assert value.dtype == wanted.dtype
+            assert value.shape == wanted.shape
+            g = p.weights if reduction == "none" else torch.ones_like(wanted)
+            slopes, right = torch.autograd.grad(value, mine, g), torch.autograd.grad(wanted, whole, g)
+            errors = [apart(value.detach(), wanted.detach())]
+            errors += [apart(a, mine_of(b, a, p), b) for a, b in zip(slopes, right, strict=True)]
+            found[f"{name} {reduction}"] = max(errors)
+    return found
+
+
+@pytest.mark.parametrize(("dtype", "limit"), [(torch.float32, 1e-6), (torch.float64, 1e-12)], ids=["32", "64"])
+def test_value_and_gradients_are_those_of_the_whole(group: Ranks, dtype: torch.dtype, limit: float) -> None:
+    for cut in CUTS[group.size]:
+        for found in group(compare, cut, dtype):
+            assert max(found.values()) <= limit, (cut, {k: v for k, v in found.items() if v > limit})
+
+
+def curvature(rank: int, cut: tuple[int, ...]) -> dict[str, float]:
+    """The second derivative along one direction."""
+    found = {}
+    for name in [n for n in LOSSES if n != "emo_ce"]:
+        p = Problem(rank, cut, torch.float64)
+        ours, theirs, mine, whole = both(name, p)
+        along = [torch.randn(x.shape, generator=torch.Generator().manual_seed(1), dtype=x.dtype) for x in whole]
+        first = torch.autograd.grad(ours(), mine, create_graph=True)
+        wanted = torch.autograd.grad(theirs(), whole, create_graph=True)
+        terms = [(x, (g * mine_of(v, x, p)).sum()) for x, g, v in zip(mine, first, along, strict=True)]
+        cut_ones = [x.shape != w.shape for x, w in zip(mine, whole, strict=True)]
+        parts = sum(term for (_, term), is_cut in zip(terms, cut_ones, strict=True) if is_cut)
+        total = _collectives._Sum.apply(parts, dist.group.WORLD)
+        total = total + sum(term for (_, term), is_cut in zip(terms, cut_ones, strict=True) if not is_cut)
+        right = torch.autograd.grad(sum((g * v).sum() for g, v in zip(wanted, along, strict=True)), whole)
+        for a, b in zip(torch.autograd.grad(total, mine), right, strict=True):
+            found[name] = max(found.get(name, 0.0), apart(a, mine_of(b, a, p), b))
+    return found
+
+
+def test_second_derivatives_are_those_of_the_whole(group: Ranks) -> None:
+    for found in group(curvature, CUTS[group.size][0]):
+        assert max(found.values()) <= 1e-9, found
+
+
+# ---------------------------------------------------------------------------------------------- what lies at the edges
+
+
+def edges(rank: int, size: int) -> dict[str, Any]:
+    """No rows, no row that counts, extreme scores, half precision."""
+    cut = CUTS[size][0]
+    found: dict[str, Any] = {}
+    for name in ("am margin", "emo", "emo_ce"):
+        p = Problem(rank, cut, torch.float32)
+        p.t = torch.full((2, 3), -100)
+        p.s[0, 0, 0], p.z[0, 0, 0] = torch.nan, torch.nan
+        ours, _, mine, _ = both(name, p)
+        value = ours()
+        found[f"{name} ignored"] = [float(value), *(float(g.abs().sum()) for g in torch.autograd.grad(value, mine))]
+    p = Problem(rank, cut, torch.float32)
+    s, z, w, e = p.column(p.s), p.z, p.row(p.w), p.row(p.e)
+    t = torch.zeros(0, 3, dtype=torch.long)
+    found["no rows"] = [
+        float(sharded.sharded_multilabel_softmax_loss(s[:0], s[:0] > 0)),
+        float(sharded.sharded_am_softmax_loss(z[:0], w, t)),
+        float(sharded.sharded_emo_loss(s[:0], t, e)),
+        float(sharded.sharded_emo_ce_loss(s[:0], t, e)),
+    ]
+    errors = []
+    for low, high in ((-1e4, 1e4), (-torch.inf, 1e4), (-1e4, -1e4)):
+        p.s = torch.where(p.s > 0, high, low).where(~p.hard, p.s)
+        p.t = p.hard.long().argmax(-1)
+        for name in ("hard", "emo", "emo_ce"):
+            ours, theirs, mine, whole = both(name, p)
+            value, wanted = ours(), theirs()
+            (a,), (b,) = torch.autograd.grad(value, mine), torch.autograd.grad(wanted, whole)
+            errors += [apart(value.detach(), wanted.detach()), apart(a, mine_of(b, a, p), b)]
+    found["extreme"] = max(errors)
+    p = Problem(rank, cut, torch.bfloat16)
+    p.soft, p.scale = p.soft.float(), p.scale.float()
+    errors = []
+    for name in ("hard", "am margin", "emo", "emo_ce"):
+        ours, theirs, mine, whole = both(name, p)
+        value, wanted = ours(), theirs()
+        assert value.dtype == torch.float32
+        for a, b in zip(torch.autograd.grad(value, mine), torch.autograd.grad(wanted, whole), strict=True):
+            assert a.dtype == torch.bfloat16
+            errors.append(apart(a.float(), mine_of(b, a, p).float(), b.float()))
+        errors.append(apart(value.detach(), wanted.detach()))
+    found["half"] = max(errors)
+    one = torch.zeros(2, 3, 1 if rank == 1 else 0)  # a single class
+    found["one class"] = [
+        float(sharded.sharded_am_softmax_loss(z, z[0, : one.shape[-1]], torch.zeros(2, 3, dtype=torch.long))),
+        float(sharded.sharded_emo_loss(one, torch.zeros(2, 3, dtype=torch.long), one[0, 0, :, None].expand(-1, 2))),
+    ]
+    return found
+
+
+def test_edges(group: Ranks) -> None:
+    for found in group(edges, group.size):
+        for name in ("am margin", "emo", "emo_ce"):
+            assert not any(found[f"{name} ignored"])
+        assert found["no rows"] == [0, 0, 0, 0]
+        assert found["extreme"] <= 1e-6
+        assert found["half"] <= 1e-2
+        assert found["one class"] == [0, 0]
+
+
+def as_dtensors(rank: int, size: int) -> dict[str, float]:
+    """A DTensor says the group: here a mesh of its own, where there are four ranks one of two groups of two."""
+    shape, names = ((size,), ("classes",)) if size == 2 else ((2, 2), ("copies", "classes"))
+    mesh = init_device_mesh("cpu", shape, mesh_dim_names=names)
+    place = [Replicate()] * (len(shape) - 1)
+    p = Problem(0, (C,), torch.float64)
+    found = {}
+
+    def cut(x: Tensor, dim: int) -> Tensor:
+        return distribute_tensor(x, mesh, [*place, Shard(dim)])
+
+    s, w, z = cut(p.s, 2).requires_grad_(), cut(p.w, 0).requires_grad_(), p.z.clone().requires_grad_()
+    replicated = DTensor.from_local(p.z, mesh, [*place, Replicate()])
+    whole = [x.clone().requires_grad_() for x in (p.s, p.z, p.w)]
+    calls = {
+        "several": (
+            sharded.sharded_multilabel_softmax_loss(s, cut(p.hard, 2), mask=cut(p.mask, 2)),
+            lb.multilabel_softmax_loss(whole[0], p.hard, mask=p.mask),
+            [(s, whole[0])],
+        ),
+        "am": (
+            sharded.sharded_am_softmax_loss(z, w, p.t),
+            lb.linear_am_softmax_loss(whole[1], whole[2], p.t),
+            [(z, whole[1]), (w, whole[2])],
+        ),
+        "am, replicated": (
+            sharded.sharded_am_softmax_loss(replicated, w, p.t),
+            lb.linear_am_softmax_loss(whole[1], whole[2], p.t),
+            [(w, whole[2])],
+        ),
+        "emo": (
+            sharded.sharded_emo_loss(s, p.t, cut(p.e, 0)),
+            lb.emo_loss(whole[0], p.t, p.e),
+            [(s, whole[0])],
+        ),
+    }
+    for name, (value, wanted, pairs) in calls.items():
+        errors = [apart(value.detach(), wanted.detach())]
+        for x, y in pairs:
+            (a,), (b,) = (
+                torch.autograd.grad(value, x, retain_graph=True),
+                torch.autograd.grad(wanted, y, retain_graph=True),
+            )
+            errors.append(apart(a.full_tensor() if isinstance(a, DTensor) else a, b))
+        found[name] = max(errors)
+    return found
+
+
+def test_a_dtensor_needs_no_group(group: Ranks) -> None:
+    for found in group(as_dtensors, group.size):
+        assert len(found) == 4
+        assert max(found.values()) <= 1e-12, found
+
+
+# ------------------------------------------------------------------------------------------------------- what is sent
+
+
+class Sent(TorchDispatchMode):
+    """The bytes of the tensors that a rank gives to the collectives inside, in order; what would wait for a device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes: list[tuple[str, int]] = []
+        self.looks: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__.strip("_")
+        if "c10d" in func.namespace:
+            own = args[1] if name == "allgather" else args[0]
+            self.bytes.append((name, sum(x.nbytes for x in own if isinstance(x, Tensor))))
+        if name in ("local_scalar_dense", "nonzero", "masked_select", "unique", "unique2"):
+            self.looks[name] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def blind(*_: object) -> bool:
+    """No value can be looked at, as on an accelerator."""
+    return False
+
+
+def counted(rank: int, size: int, classes: int) -> dict[str, Any]:
+    """Of each loss the collectives of forward and backward, on ranks that may look at no value."""
+    torch.manual_seed(0)
+    rows, mine = 7, classes // size
+    s, z = torch.randn(rows, mine, requires_grad=True), torch.randn(rows, SIZE, requires_grad=True)
+    w, t = torch.randn(mine, SIZE, requires_grad=True), torch.arange(rows)
+    e = torch.randn(mine, 4)
+    calls = {
+        "several": lambda: sharded.sharded_multilabel_softmax_loss(s, s > 0),
+        "several, mask": lambda: sharded.sharded_multilabel_softmax_loss(s, s > 0, mask=s < 1),
+        "am": lambda: sharded.sharded_am_softmax_loss(z, w, t),
+        "am, sample": lambda: sharded.sharded_am_softmax_loss(z, w, t, sample=0.5),
+        "emo": lambda: sharded.sharded_emo_loss(s, t, e),
+        "emo_ce": lambda: sharded.sharded_emo_ce_loss(s, t, e),
+    }
+    found: dict[str, Any] = {}
+    reduce, kinds = dist.all_reduce, []
+
+    def noted(x: Tensor, op: Any = dist.ReduceOp.SUM, **options: Any) -> Any:
+        kinds.append("max" if op == dist.ReduceOp.MAX else "sum")
+        return reduce(x, op=op, **options)
+
+    see = [(m, m.readable) for m in (_checks, _collectives, am_softmax, fast)]
+    for module, _ in see:
+        module.readable = blind
+    try:
+        dist.all_reduce = noted
+        for name, call in calls.items():
+            kinds.clear()
+            with Sent() as there:
+                value = call()
+            with Sent() as back:
+                value.backward()
+            found[name] = (there.bytes, back.bytes, list(kinds), dict(there.looks + back.looks))
+    finally:
+        for module, readable in see:
+            module.readable = readable
+        dist.all_reduce = reduce
+    return found
+
+
+def test_what_is_sent_does_not_grow_with_the_classes(group: Ranks) -> None:
+    few, many = group(counted, group.size, 40), group(counted, group.size, 4000)
+    assert few == many
+    row = 7 * 4  # bytes of a number a row
+    wanted = {  # numbers a row: forward, backward; the first are maxima, but for EMO's word vectors
+        "several": ([2, 2], []),
+        "several, mask": ([2, 3], []),
+        "am": ([1, 2], [SIZE]),
+        "am, sample": ([1, 2], [SIZE]),
+        "emo": ([4, 1, 2, 3], []),
+        "emo_ce": ([4, 1, 2, 3], []),
+    }
+    for found in few:
+        for name, (forward, backward) in wanted.items():
+            (first, *there), back, kinds, looks = found[name]
+            assert first == ("allgather", 1048)
+            assert there == [("allreduce", row * n) for n in forward]
+            assert back == [("allreduce", row * n) for n in backward]
+            assert kinds.pop(int(name.startswith("emo"))) == "max"
+            assert set(kinds) == {"sum"}
+            # the seed of a draw is made on the CPU
+            assert looks == ({"local_scalar_dense": 1} if "sample" in name else {}), name
+
+
+# -------------------------------------------------------------------------------------------------------------- faults
+
+
+def fault(rank: int, size: int, name: str) -> tuple[str, str]:
+    """The error of one wrong call, and that a right call still works afterwards."""
+    last = rank == size - 1
+    p = Problem(rank, CUTS[size][0], torch.float32)
+    s, z, w, e, t = p.column(p.s), p.z, p.row(p.w), p.row(p.e), p.t
+    calls: dict[str, Callable[[], Tensor]] = {
+        "no rows": lambda: sharded.sharded_multilabel_softmax_loss(*((s[:0], s[:0] > 0) if last else (s, s > 0))),
+        "label beyond all shards": lambda: sharded.sharded_am_softmax_loss(z, w, torch.where(t == 10, 11, t)),
+        "other labels": lambda: sharded.sharded_am_softmax_loss(z, w, t.flip(0) if last else t),
+        "other dtype": lambda: sharded.sharded_emo_loss(s.double() if last else s, t, e),
+        "other width": lambda: sharded.sharded_am_softmax_loss(z[..., :2] if last else z, w[:, :2] if last else w, t),
+        "other option": lambda: sharded.sharded_am_softmax_loss(z, w, t, scale=20 if last else 30),
+        "other reduction": lambda: sharded.sharded_emo_loss(s, t, e, reduction="sum" if last else "mean"),
+        "other loss": lambda: (sharded.sharded_emo_loss if last else sharded.sharded_emo_ce_loss)(s, t, e),
+        "other gradient": lambda: sharded.sharded_am_softmax_loss(z.clone().requires_grad_(last), w, t),
+        "mask on one rank": lambda: sharded.sharded_multilabel_softmax_loss(s, s > 0, mask=s > 0 if last else None),
+        "refused on one rank": lambda: sharded.sharded_multilabel_softmax_loss(s, s > 0 if not last else s.tolist()),
+        "soft label": lambda: sharded.sharded_multilabel_softmax_loss(s, torch.full_like(s, 2.0 if last else 0.5)),
+        "negative label": lambda: sharded.sharded_emo_loss(s, t - 1, e),
+        "vectors of another number": lambda: sharded.sharded_emo_loss(s, t, p.e[:1].expand(20, -1) if last else e),
+        "no class": lambda: sharded.sharded_emo_loss(s[..., :0], t, e[:0]),
+        "sample": lambda: sharded.sharded_am_softmax_loss(z, w, t, sample=1.5),
+        "generator": lambda: sharded.sharded_am_softmax_loss(z, w, t, sample=0.5, generator=7),
+        "psi": lambda: sharded.sharded_am_softmax_loss(z, w, t, psi=0.35),
+    }
+    try:
+        value = calls[name]()
+    except (TypeError, ValueError) as error:
+        told = (type(error).__name__, str(error))
+    else:
+        told = ("no error", f"{value.item()}")
+    assert sharded.sharded_emo_loss(s, t, e).isfinite()
+    return told
+
+
+FAULTS = {
+    "no rows": ("ValueError", r"rank 0: .* input float32 \(2, 3, C\).* rank \d: .* input float32 \(0, 3, C\)"),
+    "label beyond all shards": ("ValueError", r"target must be class indices in \[0, 11\), .* got 11"),
+    "other labels": ("ValueError", r"target must be the same on every rank, got other class indices on rank \d"),
+    "other dtype": ("ValueError", r"rank 0: .*float32 .* rank \d: .*float64"),
+    "other width": ("ValueError", r"rank 0: .*\(C, 5\).* rank \d: .*\(C, 2\)"),
+    "other option": ("ValueError", r"rank 0: .*scale=30.* rank \d: .*scale=20"),
+    "other reduction": ("ValueError", r"rank 0: .*reduction='mean'.* rank \d: .*reduction='sum'"),
+    "other loss": ("ValueError", r"rank 0: sharded_emo_ce_loss: .* rank \d: sharded_emo_loss: "),
+    "other gradient": ("ValueError", r"rank \d: .*embedding float32 \(2, 3, 5\), requires_grad"),
+    "mask on one rank": ("ValueError", r"rank \d: .*mask bool \(2, 3, C\)"),
+    "refused on one rank": ("TypeError", r"rank \d: target must be a tensor of labels, got list"),
+    "soft label": ("ValueError", r"rank \d: target must be labels in \[0, 1\], got 2"),
+    "negative label": ("ValueError", r"rank 0: target must be class indices in \[0, C\) or ignore_index=-100, got -1"),
+    "vectors of another number": (
+        "ValueError",
+        r"rank \d: embedding must have the shape \(\d, D\), got float32 tensor",
+    ),
+    "no class": ("ValueError", r"the shards must have at least one class together, got none"),
+    "sample": ("ValueError", r"rank 0: sample must be a finite number > 0 and <= 1, got 1.5"),
+    "generator": ("TypeError", r"rank 0: generator must be a torch.Generator on the CPU.* got int 7"),
+    "psi": ("TypeError", r"rank 0: psi must be a function of the cosine, got float 0.35"),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_is_the_same_error_on_every_rank(group: Ranks, name: str) -> None:
+    kind, pattern = FAULTS[name]
+    answers = group(fault, group.size, name, seconds=20)
+    assert len(set(answers)) == 1, answers
+    assert answers[0][0] == kind, answers[0]
+    assert re.search(pattern, answers[0][1]), answers[0]
+    assert len(answers[0][1]) < 700
+
+
+def wrong_shard(rank: int) -> str:
+    mesh = init_device_mesh("cpu", (2,))
+    with pytest.raises(ValueError, match="must be sharded along its classes") as error:
+        sharded.sharded_am_softmax_loss(
+            torch.ones(3, 4), distribute_tensor(torch.ones(6, 4), mesh, [Shard(1)]), torch.arange(3)
+        )
+    return str(error.value)
+
+
+def test_another_shard_is_refused(two: Ranks) -> None:
+    assert set(two(wrong_shard)) == {
+        "weight must be sharded along its classes, Shard(0), and along nothing else, got a DTensor with placements "
+        "(Shard(dim=1),)"
+    }
+
+
+def waits(rank: int) -> None:
+    if rank == 0:
+        dist.all_reduce(torch.ones(1))
+
+
+def test_ranks_that_wait_are_killed_and_reported() -> None:
+    with ranks(2) as group, pytest.raises(pytest.fail.Exception, match=r"rank 0 of 2 waits in waits:(.|\n)*all_reduce"):
+        group(waits, seconds=8)
+
+
+def test_without_a_group_there_is_an_error() -> None:
+    with pytest.raises(
+        RuntimeError, match=r"there is no process group: call torch\.distributed\.init_process_group\(\)"
+    ):
+        sharded.sharded_multilabel_softmax_loss(torch.ones(2, 3), torch.ones(2, 3))
+
+
+# ------------------------------------------------------------------------------------------------------------ sampling
+
+
+def draws(rank: int, size: int, seed: int) -> dict[str, Any]:
+    """A sampled loss, which classes of this rank have a gradient, and the unsharded loss of all these classes."""
+    classes, rows = 200, 8
+    g = torch.Generator().manual_seed(0)
+    z, w = torch.randn(rows, SIZE, generator=g).double(), torch.randn(classes, SIZE, generator=g).double()
+    t = torch.randint(classes, (rows,), generator=g)
+    t[3] = -100
+    mine = slice(rank * classes // size, (rank + 1) * classes // size)
+    z, part = z.requires_grad_(), w[mine].clone().requires_grad_()
+    value = sharded.sharded_am_softmax_loss(z, part, t, sample=0.24, generator=torch.Generator().manual_seed(seed))
+    slope, slopes = torch.autograd.grad(value, (z, part))
+    every = [torch.zeros_like(slopes) for _ in range(size)]
+    dist.all_gather(every, slopes)
+    kept = torch.cat(every).any(-1).nonzero()[:, 0]
+    again = z.detach().clone().requires_grad_()
+    place = torch.full((classes,), -100).scatter(0, kept, torch.arange(len(kept)))
+    less = w[kept].clone().requires_grad_()
+    wanted = lb.linear_am_softmax_loss(again, less, torch.where(t >= 0, place[t], -100))
+    right, rights = torch.autograd.grad(wanted, (again, less))
+    return {
+        "kept": kept.tolist(),
+        "targets": t[t >= 0].tolist(),
+        "error": max(apart(value, wanted), apart(slope, right), apart(torch.cat(every)[kept], rights)),
+    }
+
+
+def test_a_sample_keeps_all_targets_and_a_share_of_the_others(group: Ranks) -> None:
+    first, same, other = (group(draws, group.size, seed) for seed in (1, 1, 2))
+    for found in (*first, *other):
+        assert found["error"] <= 1e-12
+        assert set(found["targets"]) <= set(found["kept"])
+        assert len(found["kept"]) == 48
+    assert first == same
+    assert first[0]["kept"] != other[0]["kept"]
+    half = 200 // group.size
+    places = [{k - r * half for k in first[0]["kept"] if r * half <= k < (r + 1) * half} for r in range(group.size)]
+    assert len(set(map(frozenset, places))) == group.size  # ranks seeded alike draw for themselves
+
+
+# ------------------------------------------------------------------------------------- the classifier, its checkpoint
+
+
+class Model(nn.Module):
+    def __init__(self, head: nn.Module) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.encoder, self.head = nn.Linear(4, SIZE), head
+
+
+def data() -> tuple[Tensor, Tensor]:
+    g = torch.Generator().manual_seed(2)
+    return torch.randn(16, 4, generator=g), torch.randint(C, (16,), generator=g)
+
+
+def steps(model: Model, optimizer: torch.optim.Optimizer, number: int, loss: Callable[..., Tensor]) -> None:
+    x, t = data()
+    for _ in range(number):
+        optimizer.zero_grad()
+        loss(model.encoder(x), model.head.weight, t).backward()
+        optimizer.step()
+
+
+def whole_weight(model: Model) -> Tensor:
+    weight = model.head.weight
+    return (weight.full_tensor() if isinstance(weight, DTensor) else weight).detach().clone()
+
+
+def adam(model: Model) -> torch.optim.Optimizer:
+    groups = [{"params": model.encoder.parameters()}, {"params": model.head.parameters()}]
+    return torch.optim.AdamW(groups, lr=0.05)
+
+
+def train_and_save(rank: int, folder: str) -> Tensor:
+    torch.manual_seed(0)
+    model = Model(sharded.ShardedCosineClassifier(SIZE, C))
+    optimizer = adam(model)
+    steps(model, optimizer, 3, sharded.sharded_am_softmax_loss)
+    weights, state = get_state_dict(model, optimizer)
+    dcp.save({"model": weights, "optimizer": state}, checkpoint_id=folder)
+    return whole_weight(model)
+
+
+def load_and_train(rank: int, folder: str) -> tuple[Tensor, Tensor, int]:
+    torch.manual_seed(5)  # other vectors, which the checkpoint replaces
+    model = Model(sharded.ShardedCosineClassifier(SIZE, C))
+    optimizer = adam(model)
+    weights, state = get_state_dict(model, optimizer)
+    dcp.load({"model": weights, "optimizer": state}, checkpoint_id=folder)
+    set_state_dict(model, optimizer, model_state_dict=weights, optim_state_dict=state)
+    loaded = whole_weight(model)
+    steps(model, optimizer, 3, sharded.sharded_am_softmax_loss)
+    moments = optimizer.state[model.head.weight]["exp_avg"]
+    return loaded, whole_weight(model), len(moments.to_local())
+
+
+def test_four_ranks_save_and_two_go_on(two: Ranks, four: Ranks, tmp_path: Path) -> None:
+    saved = four(train_and_save, str(tmp_path))
+    resumed = two(load_and_train, str(tmp_path))
+    (start,) = four(first_vectors, C)[:1]
+    head = lb.CosineClassifier(SIZE, C)
+    head.weight.data = start.clone()
+    model = Model(head)
+    optimizer = adam(model)
+    steps(model, optimizer, 3, lb.linear_am_softmax_loss)
+    middle = whole_weight(model)
+    steps(model, optimizer, 3, lb.linear_am_softmax_loss)
+    assert apart(middle, start) > 0.1
+    for weight in (*saved, *(r[0] for r in resumed)):
+        assert apart(weight, middle) <= 1e-5
+    for _, weight, _ in resumed:
+        assert apart(weight, whole_weight(model)) <= 1e-5
+    assert [n for *_, n in resumed] == [6, 5]  # a rank keeps the state of its own vectors
+
+
+def first_vectors(rank: int, classes: int) -> Tensor:
+    torch.manual_seed(rank)  # rank 0 decides
+    return sharded.ShardedCosineClassifier(SIZE, classes).weight.full_tensor().detach()
+
+
+def test_the_first_class_vectors_do_not_depend_on_the_number_of_ranks(two: Ranks, four: Ranks) -> None:
+    for classes in (2, C, 10_001):  # fewer classes than ranks; several blocks
+        vectors = [*two(first_vectors, classes), *four(first_vectors, classes)]
+        assert all(torch.equal(v, vectors[0]) for v in vectors)
+        assert len(vectors[0].unique(dim=0)) == classes
+        assert vectors[0].norm(dim=1).square().mean().item() == pytest.approx(1, abs=0.05 if classes > C else 0.9)
+
+
+def classify(rank: int, size: int) -> dict[str, Any]:
+    head = sharded.ShardedCosineClassifier(SIZE, C)
+    plain = lb.CosineClassifier(SIZE, C)
+    plain.weight.data = head.weight.full_tensor().detach()
+    z = torch.randn(2, 3, SIZE, generator=torch.Generator().manual_seed(3))
+    mine, whole = z.clone().requires_grad_(), z.clone().requires_grad_()
+    cosine, wanted = head(mine), plain(whole)
+    target = torch.randint(C, (2, 3), generator=torch.Generator().manual_seed(4))
+    hot = nn.functional.one_hot(target, C) > 0
+    mesh = head.mesh
+    ours = sharded.sharded_multilabel_softmax_loss(cosine, distribute_tensor(hot, mesh, [Shard(2)]))
+    theirs = lb.multilabel_softmax_loss(wanted, hot)
+    ours.backward()
+    theirs.backward()
+    with pytest.raises(ValueError, match="in_features=5 as its last dimension"):
+        head(z[..., :2])
+    half = head.to(torch.bfloat16).weight.dtype
+    return {
+        "shape": tuple(cosine.shape),
+        "placement": cosine.placements,
+        "dtypes": (half, head.double().weight.dtype),
+        "errors": [
+            apart(cosine.full_tensor().detach(), wanted.detach()),
+            apart(mine.grad, whole.grad),
+            apart(head.weight.grad.full_tensor(), plain.weight.grad),
+        ],
+    }
+
+
+def test_the_classifier_gives_the_cosines_of_the_whole(group: Ranks) -> None:
+    for found in group(classify, group.size):
+        assert found["shape"] == (2, 3, C)
+        assert found["placement"] == (Shard(2),)
+        assert found["dtypes"] == (torch.float32, torch.float64)
+        assert max(found["errors"]) <= 1e-6
+
+
+def test_a_classifier_needs_classes_and_a_group() -> None:
+    with pytest.raises(ValueError, match="num_classes must be at least 1, got 0"):
+        sharded.ShardedCosineClassifier(3, 0)
+    with pytest.raises(RuntimeError, match="there is no process group"):
+        sharded.ShardedCosineClassifier(3, 2)
+
+
+# ----------------------------------------------------------------------------------------------------- the example
+
+SMALL = ["--groups", "12", "--each", "10", "--batch", "16", "--width", "16"]
+
+
+def example(rank: int, *words: str) -> float:
+    return sharded_am_softmax.main([*SMALL, *words])
+
+
+def test_the_example_goes_on_with_another_number_of_ranks(two: Ranks, four: Ranks, tmp_path: Path) -> None:
+    stopped = four(example, "--steps", "10", "--folder", str(tmp_path / "a"))
+    resumed = two(example, "--steps", "25", "--folder", str(tmp_path / "a"))
+    at_once = two(example, "--steps", "25", "--folder", str(tmp_path / "b"))
+    assert {path.name for path in (tmp_path / "a").iterdir()} == {"10", "25"}
+    assert len({*stopped}) == 1
+    assert resumed[0] == pytest.approx(at_once[0], abs=1)  # rows add up in another order
+    assert resumed[0] > stopped[0] + 5
+
+
+def test_the_command_of_the_example(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += ["-m", "examples.sharded_am_softmax", *SMALL, "--steps", "3", "--sample", "0.5"]
+    done = subprocess.run([*command, "--folder", str(tmp_path)], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"search accuracy \d+\.\d % after 0 steps, \d+\.\d % after 3\n", done.stdout)
+    assert "2 ranks: 100%" in done.stderr
+    assert (tmp_path / "3").is_dir()
