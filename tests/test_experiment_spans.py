@@ -378,7 +378,9 @@ def test_the_best_cut_is_the_best_of_all():
     missed = [true[0], [*true[1], *((1, i, i) for i in range(40))]]
     lower = best_cut(found, missed)
     assert span_f1(above(found, lower), missed) == max(span_f1(above(found, t / 100), missed) for t in range(-500, 500))
-    assert lower < cut  # with much to miss, more is worth a try
+    few, more = [{"a": 4.0, "b": 3.0, "c": 2.0, "d": 1.0}], ["a", "d"]
+    assert best_cut(few, [more]) == 3.5
+    assert best_cut(few, [[*more, "e", "f", "g", "h"]]) == 0.5  # with much to miss, more is worth a try
     assert best_cut([{}, {}], true) == 0
     assert best_cut([{}], [[]]) == 0
 
