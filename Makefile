@@ -95,3 +95,11 @@ lock: ## renew requirements.lock from pyproject.toml in a fresh environment
 
 clean: ## remove what can be made again, the environment included
 	rm -rf _build .venv .compat dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+# With .venv where there is one, else with PYTHON: where a GPU is, a Python with CUDA often is, and no network.
+MINUTES ?= 8
+gpu: ## what only a GPU can show, in slices of MINUTES; the same command goes on
+	@$(if $(wildcard $(READY)),$(BIN)/python,$(PYTHON)) -m tools.gpu --minutes $(MINUTES)
+
+fresh: $(READY) ## README's commands with everything downloaded anew, under each Python that is here (half an hour)
+	$(BIN)/python -m pytest -q -m fresh tests/test_first_minutes.py
+

@@ -188,6 +188,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--all", action="store_true", help="execute every chapter, stale or not")
     parser.add_argument("--jobs", type=int, default=1, help="how many pages to execute at the same time (default: 1)")
     parser.add_argument("--alone", action="store_true", help=argparse.SUPPRESS)  # a page of --jobs: texts come later
+    parser.add_argument("--time", action="store_true", help="keep the time on this device and leave the notebook alone")
     parser.add_argument("--check", action="store_true", help="execute nothing; fail if a chapter is stale")
     options = parser.parse_args(arguments)
     chapters = all_notebooks()
@@ -195,7 +196,7 @@ def main(arguments: list[str] | None = None) -> int:
     if unknown:
         parser.error(f"no such chapter: {', '.join(sorted(unknown))}; there are {', '.join(c.slug for c in chapters)}")
     executed: set[str] = set()
-    if options.jobs > 1 and not options.check:
+    if options.jobs > 1 and not options.check and not options.time:
         slugs = options.slugs or [page.slug for page in chapters if options.all or page.stale()]
         if status := side_by_side(sorted(slugs, key=lambda slug: -known_seconds(slug)), options.jobs):
             return status
@@ -216,10 +217,11 @@ def main(arguments: list[str] | None = None) -> int:
                     print(f"{chapter.slug}: a cell failed, the old notebook is kept.\n{error}", file=sys.stderr)
                     return 1
                 record_time(chapter, record)
-                write_notebook(chapter, notebook, alone=True)
-                executed.add(chapter.slug)
+                if not options.time:
+                    write_notebook(chapter, notebook, alone=True)
+                    executed.add(chapter.slug)
         # Texts at last: a page may show numbers of any other page.
-        for chapter in [] if options.check or options.alone else all_notebooks():
+        for chapter in [] if options.check or options.alone or options.time else all_notebooks():
             told = {chapter.slug, *bound_pages(read(chapter.source_path))}
             if (options.slugs and not told & executed) or (chapter.slug not in executed and chapter.stale()):
                 continue
