@@ -6,12 +6,14 @@ that of the rows, are then whole: nothing is left to average over these ranks. W
 never with the number of classes.
 
 A DTensor with ``Shard`` on its classes says which ranks belong together; for plain tensors ``group`` says it, without
-it the default group. Before they compute, the ranks tell one another what they were given. So a shape, dtype or option
-that differs, an argument that one rank refuses, or a class index that no shard holds is the same error on every rank,
-and none waits for another. This takes a backend for CPU tensors, which ``init_process_group()`` makes beside NCCL. With
-NCCL alone nothing is compared, since to read the answers would be to wait for the device.
+it the default group. Over a mesh's copies of the shards nothing is summed: average the gradients there, as DDP does.
 
-Not for ``torch.compile`` and ``torch.func``.
+Before they compute, the ranks tell one another what they were given. So a shape, dtype or option that differs, an
+argument that one rank refuses, or a class index that no shard holds is the same error on every rank, and none waits for
+another. This takes a backend for CPU tensors, which ``init_process_group()`` makes beside NCCL. With NCCL alone nothing
+is compared, since to read the answers would be to wait for the device.
+
+A module of the same name wraps each function. Not for ``torch.compile`` and ``torch.func``.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from torch import Tensor
 
 from lossbook._checks import (
     check_floating,
+    check_ignore_index,
     check_index,
     check_labels,
     check_mask,
@@ -34,93 +37,26 @@ from lossbook._checks import (
     describe,
 )
 from lossbook._classifier import unit
-from lossbook._collectives import ANY_CLASS, Given, Group, Shards, agree, group_of, local, shared, words
-from lossbook._common import ABSENT, finite, reduce_loss, sigmoid, softplus
-from lossbook._fast.am_softmax import linear_rest
+from lossbook._collectives import ANY_CLASS, Given, Group, agree, group_of, local, shared, words
+from lossbook._common import LossModule, finite, reduce_loss, softplus
 from lossbook._margins import Less, Psi, check_psi, shaped
-from lossbook._several_labels import only
 from lossbook._sharded_classifier import ShardedCosineClassifier
+from lossbook._sharded_rows import emo_terms, rest_and_target, sampled, several_labels
 from lossbook._torch import full_precision
-from lossbook.am_softmax import Scale, _check_scale, linear_rest_and_target, margin_softmax
+from lossbook.am_softmax import Scale, _check_scale, _own_scale, margin_softmax
 from lossbook.emo import unit_vectors
 
 __all__ = [
+    "ShardedAmSoftmaxLoss",
     "ShardedCosineClassifier",
+    "ShardedEmoCeLoss",
+    "ShardedEmoLoss",
+    "ShardedMultilabelSoftmaxLoss",
     "sharded_am_softmax_loss",
     "sharded_emo_ce_loss",
     "sharded_emo_loss",
     "sharded_multilabel_softmax_loss",
 ]
-
-
-# ------------------------------------------------------------------------------------------------------- the formulas
-
-
-def several_labels(
-    s: Tensor, t: Tensor, mask: Tensor | None, s_0: float, shards: Shards
-) -> tuple[Tensor, Tensor | None]:
-    """log(e^s0 + sum_i (1 - t_i) e^s_i) + log(e^-s0 + sum_i t_i e^-s_i), and which rows have a label."""
-    s, neg, pos = only(mask, s, ~t if t.dtype == torch.bool else 1 - t, t)
-    s, neg, pos = finite(s), neg.to(s.dtype), pos.to(s.dtype)
-    least = torch.finfo(s.dtype).tiny
-    down, up = torch.where(neg >= least, s, ABSENT), torch.where(pos >= least, -s, ABSENT)
-    tops = shards.tops(down, up)
-    terms = [
-        (neg * (down - tops[0].unsqueeze(-1)).exp()).sum(-1),
-        (pos * (up - tops[1].unsqueeze(-1)).exp()).sum(-1),
-    ]
-    labels = [] if mask is None else [mask.any(-1).to(s.dtype)]
-    below, above, *labels = shards.sums(*terms, *labels)
-    n = below.masked_fill(below == 0, 1).log() + tops[0]
-    p = above.masked_fill(above == 0, 1).log() + tops[1]
-    loss = softplus(n - s_0) + softplus(p + s_0)
-    return loss, labels[0] > 0 if labels else None
-
-
-def rest_and_target(z: Tensor, weight: Tensor, place: Tensor, here: Tensor, scale: Scale, shards: Shards) -> Tensor:
-    """``(R, 2)``: the log-sum-exp of the other classes' scores over all shards, and the target's score."""
-    if len(weight):
-        here_or_none = place.masked_fill(~here, -1)
-        rest, s_t = linear_rest(linear_rest_and_target, z, weight, here_or_none, None, scale).unbind(-1)
-    else:  # nothing but its part in the backward pass
-        s_t = z.sum(-1) * 0 + weight.sum()
-        rest = s_t + ABSENT
-    (top,) = shards.tops(rest.unsqueeze(-1))
-    total, s_t = shards.sums((rest - top).exp(), s_t.masked_fill(~here, 0))
-    return torch.stack((total.log() + top, s_t), -1)
-
-
-def emo_terms(s: Tensor, u: Tensor, place: Tensor, here: Tensor, shards: Shards) -> tuple[Tensor, Tensor]:
-    """EMO of each row, and its z: with A the mean cost of the other words, EMO = sigmoid(z) A and CE = log(1 + e^z)."""
-    own = (torch.arange(len(u), device=s.device) == place.unsqueeze(-1)) & here.unsqueeze(-1)
-    (u_t,) = shards.sums(own.to(u.dtype) @ u)
-    c = (1 - u_t @ u.mT).masked_fill(own, 0)  # a word costs nothing to itself
-    c = c.masked_fill(c <= 4 * torch.finfo(c.dtype).eps * u.shape[1] ** 0.5, 0)
-    others = s.masked_fill(own, ABSENT)
-    (top,) = shards.tops(others)
-    # measured from the cost of the most probable of them: its gradient would cancel
-    leads = (others == top.unsqueeze(-1)).to(s.dtype)
-    c_m, leaders = shards.sums((leads * c).sum(-1), leads.sum(-1))
-    c_m = c_m / leaders
-    e = (others - top.unsqueeze(-1)).exp()
-    apart = (e * (c - c_m.unsqueeze(-1))).sum(-1)
-    total, moved, s_t = shards.sums(e.sum(-1), apart, s.masked_fill(~own, 0).sum(-1))
-    z = total.log() + (top - s_t)
-    return sigmoid(z) * (c_m + moved / total), z
-
-
-def sampled(
-    weight: Tensor, place: Tensor, here: Tensor, share: float, generator: torch.Generator | None, rank: int
-) -> tuple[Tensor, Tensor]:
-    """The class vectors that take part, and the places of the targets among them; sizes need no look at a value."""
-    count = len(weight)
-    kept = min(count, max(round(share * count), place.numel()))
-    seed = int(torch.randint(2**62, (), generator=generator)) + rank
-    drawn = torch.rand(count + 1, generator=torch.Generator(weight.device).manual_seed(seed), device=weight.device)
-    drawn = drawn.scatter(0, torch.where(here, place, count), 2.0)[:count]  # all positives
-    index = drawn.topk(kept).indices.sort().values
-    places = torch.zeros_like(drawn, dtype=torch.long).scatter(0, index, torch.arange(kept, device=index.device))
-    return weight[index], places[place] if count else place
 
 
 # ---------------------------------------------------------------------------------------------------------- the losses
@@ -340,6 +276,66 @@ def sharded_emo_ce_loss(
     return reduce_loss(loss.masked_fill(~counted, 0), reduction, counted)
 
 
+# ------------------------------------------------------------------------------------------------------------- modules
+
+
+class ShardedMultilabelSoftmaxLoss(LossModule):
+    """:func:`sharded_multilabel_softmax_loss` as a module with the same options."""
+
+    def __init__(self, *, group: Group | None = None, threshold: float = 0.0, reduction: str = "mean") -> None:
+        threshold = check_number("threshold", threshold)
+        super().__init__(group=group, threshold=threshold, reduction=check_reduction(reduction))
+
+    def forward(self, input: Tensor, target: Tensor, *, mask: Tensor | None = None) -> Tensor:
+        """The loss of this rank's columns of scores and labels."""
+        return sharded_multilabel_softmax_loss(input, target, mask=mask, **self.options)
+
+
+class ShardedAmSoftmaxLoss(LossModule):
+    """:func:`sharded_am_softmax_loss` as a module with the same options; it holds no class vectors of its own."""
+
+    def __init__(
+        self,
+        *,
+        group: Group | None = None,
+        psi: Psi | None = None,
+        margin: float = 0.35,
+        scale: Scale = 30.0,
+        sample: float | None = None,
+        generator: torch.Generator | None = None,
+        ignore_index: int = -100,
+        reduction: str = "mean",
+    ) -> None:
+        margins = {"psi": psi if psi is None else check_psi(psi), "margin": Less(margin).m, "scale": _own_scale(scale)}
+        draws = {"sample": _check_sample(sample), "generator": _check_generator(generator)}
+        rows = {"ignore_index": check_ignore_index(ignore_index), "reduction": check_reduction(reduction)}
+        super().__init__(group=group, **margins, **draws, **rows)
+
+    def forward(self, embedding: Tensor, weight: Tensor, target: Tensor) -> Tensor:
+        """The loss of the embeddings, this rank's class vectors and the class indices."""
+        return sharded_am_softmax_loss(embedding, weight, target, **self.options)
+
+
+class ShardedEmoLoss(LossModule):
+    """:func:`sharded_emo_loss` as a module with the same options."""
+
+    def __init__(self, *, group: Group | None = None, ignore_index: int = -100, reduction: str = "mean") -> None:
+        rows = {"ignore_index": check_ignore_index(ignore_index), "reduction": check_reduction(reduction)}
+        super().__init__(group=group, **rows)
+
+    def forward(self, input: Tensor, target: Tensor, embedding: Tensor) -> Tensor:
+        """The loss of this rank's columns of scores, the class indices and its rows of the word vectors."""
+        return sharded_emo_loss(input, target, embedding, **self.options)
+
+
+class ShardedEmoCeLoss(ShardedEmoLoss):
+    """:func:`sharded_emo_ce_loss` as a module with the same options."""
+
+    def forward(self, input: Tensor, target: Tensor, embedding: Tensor) -> Tensor:
+        """The loss of this rank's columns of scores, the class indices and its rows of the word vectors."""
+        return sharded_emo_ce_loss(input, target, embedding, **self.options)
+
+
 # -------------------------------------------------------------------------------------------------------------- checks
 
 
@@ -383,9 +379,7 @@ def _read_vectors(
     z, w = local(embedding), local(weight)
     _check_shard(z, w)
     t, counted = check_index(local(target), z.shape[:-1], ANY_CLASS, ignore_index)
-    share = sample
-    if sample is not None:
-        share = check_number("sample", sample, low=0, high=1, open_low=True)
+    share = _check_sample(sample)
     _check_generator(generator)
     lowered = Less(margin) if psi is None else check_psi(psi)
     gamma = _check_scale(scale)
@@ -410,7 +404,12 @@ def _check_shard(embedding: Tensor, weight: Tensor) -> None:
         raise ValueError(f"embedding must have {wanted}, got {describe(embedding)}")
 
 
-def _check_generator(generator: Any) -> None:
+def _check_sample(sample: Any) -> float | None:
+    return None if sample is None else check_number("sample", sample, low=0, high=1, open_low=True)
+
+
+def _check_generator(generator: Any) -> Any:
     if generator is not None and (not isinstance(generator, torch.Generator) or generator.device.type != "cpu"):
         got = f"one on {generator.device}" if isinstance(generator, torch.Generator) else describe(generator)
         raise TypeError(f"generator must be a torch.Generator on the CPU, whose draws can be read at once, got {got}")
+    return generator

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import subprocess
 import sys
@@ -221,6 +222,10 @@ def edges(rank: int, size: int) -> dict[str, Any]:
         float(sharded.sharded_emo_loss(s[:0], t, e)),
         float(sharded.sharded_emo_ce_loss(s[:0], t, e)),
     ]
+    uneven = Problem(rank, CUTS[size][1], torch.float32)  # with empty shards
+    weight = uneven.row(uneven.w).clone().requires_grad_()
+    value = sharded.sharded_am_softmax_loss(uneven.z, weight, uneven.t, sample=0.1)
+    found["sampled"] = [float(value), torch.autograd.grad(value, weight)[0].isfinite().all().item()]
     errors = []
     for low, high in ((-1e4, 1e4), (-torch.inf, 1e4), (-1e4, -1e4)):
         p.s = torch.where(p.s > 0, high, low).where(~p.hard, p.s)
@@ -256,6 +261,8 @@ def test_edges(group: Ranks) -> None:
         for name in ("am margin", "emo", "emo_ce"):
             assert not any(found[f"{name} ignored"])
         assert found["no rows"] == [0, 0, 0, 0]
+        assert found["sampled"][0] > 0
+        assert found["sampled"][1]
         assert found["extreme"] <= 1e-6
         assert found["half"] <= 1e-2
         assert found["one class"] == [0, 0]
@@ -684,6 +691,37 @@ def test_a_classifier_needs_classes_and_a_group() -> None:
         sharded.ShardedCosineClassifier(3, 0)
     with pytest.raises(RuntimeError, match="there is no process group"):
         sharded.ShardedCosineClassifier(3, 2)
+
+
+# -------------------------------------------------------------------------------------------------------- the modules
+
+
+def modules(rank: int, size: int) -> dict[str, bool]:
+    """Of each function whether its module has the same options and gives the same loss."""
+    p = Problem(rank, CUTS[size][0], torch.float32)
+    s, z, w, e = p.column(p.s), p.z, p.row(p.w), p.row(p.e)
+    calls: dict[str, tuple[tuple[Tensor, ...], dict[str, Any]]] = {
+        "sharded_multilabel_softmax_loss": ((s, s > 0), {"threshold": 0.5, "reduction": "sum"}),
+        "sharded_am_softmax_loss": ((z, w, p.t), {"psi": lb.multiplied_angle(2), "scale": 20.0, "sample": 1.0}),
+        "sharded_emo_loss": ((s, p.t, e), {"reduction": "none"}),
+        "sharded_emo_ce_loss": ((s, p.t, e), {"group": dist.group.WORLD, "ignore_index": -100}),
+    }
+    assert set(calls) == {name for name in sharded.__all__ if name.islower()}
+    found = {}
+    for name, (tensors, options) in calls.items():
+        function, twin = (getattr(sharded, n) for n in (name, "".join(map(str.capitalize, name.split("_")))))
+        with pytest.raises(ValueError, match="reduction must be one of"):
+            twin(reduction="all")
+        taken = [set(inspect.signature(f).parameters) for f in (function, twin)]
+        assert taken[0] - taken[1] <= {"input", "embedding", "weight", "target", "mask"}
+        found[name] = torch.equal(function(*tensors, **options), twin(**options)(*tensors))
+    return found
+
+
+def test_a_module_gives_the_loss_of_its_function(group: Ranks) -> None:
+    for found in group(modules, group.size):
+        assert len(found) == 4
+        assert all(found.values())
 
 
 # ----------------------------------------------------------------------------------------------------- the example
