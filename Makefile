@@ -7,12 +7,14 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
 .PHONY: help book live pdf serve test lint unit losses notebooks pages links bench experiments mutants compat \
-  picture release-check lock clean
+  picture release-check gpu fresh lock clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(READY): requirements.lock pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo "There is no $(PYTHON) here. Install Python 3.11 or newer, or name one that" \
+	  "you have: make PYTHON=python3.12" >&2; exit 1; }
 	@$(PYTHON) -m tools.install
 
 # Without their own dependencies, which the benchmarks do not touch and which may ask for another torch.
@@ -32,15 +34,26 @@ live: $(READY) ## execute every chapter on this machine's best device, then buil
 pdf: book ## print the book to one PDF (needs Chromium)
 	@$(BIN)/python -m tools.pdf
 
+PORT ?= 8000
 serve: book ## show the pages at http://localhost:8000
-	@$(BIN)/python -m http.server --bind 127.0.0.1 --directory _build/html 8000
+	@$(BIN)/python -c "import socket; socket.create_server(('127.0.0.1', $(PORT)))" 2>/dev/null || \
+	  { echo "Another program has port $(PORT). Take another one: make serve PORT=8001" >&2; exit 1; }
+	@$(BIN)/python -m http.server --bind 127.0.0.1 --directory _build/html $(PORT)
 
 test: lint unit notebooks pages ## everything that CI runs
 
-lint: $(READY) ## style and types
+lint: $(READY) ## style, types, dependencies, workflows
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/deptry .
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows $(wildcard .github/workflows/*.yml)
+	$(BIN)/check-jsonschema --builtin-schema vendor.dependabot .github/dependabot.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-issue-config .github/ISSUE_TEMPLATE/config.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-issue-forms \
+	  $(filter-out %/config.yml, $(wildcard .github/ISSUE_TEMPLATE/*.yml))
+	$(BIN)/check-jsonschema --builtin-schema vendor.citation-file-format CITATION.cff
+	$(BIN)/zizmor --offline --quiet .github
 
 unit: $(PEERS) ## unit tests and the examples in docstrings, on all cores
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --cov=lossbook --cov-report=term-missing:skip-covered \
@@ -87,14 +100,6 @@ compat: $(READY) ## the losses' tests under the oldest, a middle and the newest 
 picture: book ## draw the front page for README.md (needs Chromium)
 	@$(BIN)/python -m tools.picture
 
-release-check: $(READY) ## try what a release would publish, step by step
-	@$(BIN)/python -m tools.release
-
-lock: ## renew requirements.lock from pyproject.toml in a fresh environment
-	@$(PYTHON) -m tools.lock
-
-clean: ## remove what can be made again, the environment included
-	rm -rf _build .venv .compat dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 # With .venv where there is one, else with PYTHON: where a GPU is, a Python with CUDA often is, and no network.
 MINUTES ?= 8
 gpu: ## what only a GPU can show, in slices of MINUTES; the same command goes on
@@ -103,3 +108,11 @@ gpu: ## what only a GPU can show, in slices of MINUTES; the same command goes on
 fresh: $(READY) ## README's commands with everything downloaded anew, under each Python that is here (half an hour)
 	$(BIN)/python -m pytest -q -m fresh tests/test_first_minutes.py
 
+release-check: $(READY) ## try what a release would publish, step by step
+	@$(BIN)/python -m tools.release
+
+lock: ## renew requirements.lock from pyproject.toml in a fresh environment
+	@$(PYTHON) -m tools.lock
+
+clean: ## remove what can be made again, the environment included
+	rm -rf _build .venv .compat dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
