@@ -100,7 +100,10 @@ def group_of(name: str, tensor: Any, dim: int, group: Group | None) -> Group:
     if not isinstance(tensor, DTensor):
         if not dist.is_initialized():
             raise RuntimeError("there is no process group: call torch.distributed.init_process_group() first")
-        return dist.group.WORLD if group is None else group  # type: ignore[return-value]
+        group = dist.group.WORLD if group is None else group
+        if not isinstance(group, Group):
+            raise TypeError(f"group must be a ProcessGroup that holds this rank, got {describe(group)}")
+        return group
     split = [i for i, p in enumerate(tensor.placements) if not p.is_replicate()]
     if len(split) != 1 or not tensor.placements[split[0]].is_shard(dim % tensor.dim()):
         wanted = f"must be sharded along its classes, Shard({dim % tensor.dim()}), and along nothing else"

@@ -502,6 +502,21 @@ def test_another_shard_is_refused(two: Ranks) -> None:
     }
 
 
+def wrong_group(rank: int) -> None:
+    only_first = dist.new_group([0])
+    arguments = torch.ones(3, 4), torch.ones(5, 4), torch.arange(3)
+    for group in (only_first, "first"):
+        if rank == 0 and group is only_first:
+            assert sharded.sharded_am_softmax_loss(*arguments, group=group).isfinite()
+            continue
+        with pytest.raises(TypeError, match="group must be a ProcessGroup that holds this rank, got "):
+            sharded.sharded_am_softmax_loss(*arguments, group=group)
+
+
+def test_a_group_holds_this_rank(two: Ranks) -> None:
+    two(wrong_group)
+
+
 def waits(rank: int) -> None:
     if rank == 0:
         dist.all_reduce(torch.ones(1))
