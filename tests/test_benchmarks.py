@@ -18,10 +18,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import choosing, harness
+from benchmarks import choosing, distributed, harness
 from benchmarks.harness import FEW, GOALS, MANY, ROOT, Case, Peer, at_most, busy, copy, main, moved_bytes, peak_bytes
 
-NO_CHAPTER = ("__init__", "choosing", "harness")
+NO_CHAPTER = ("__init__", "choosing", "distributed", "harness")
 SLUGS = sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py") if path.stem not in NO_CHAPTER)
 RECORD = {"slug", "tiny", "date", "commit", "changed", "machine", "versions", "method", "cases", "skipped"}
 ROW = {
@@ -127,6 +127,26 @@ def test_what_the_advice_costs_is_measured_beside_the_plain_losses(tmp_path: Pat
             assert row["ratio"] == 1 or row["loss"] != row["beside"]
             assert row["quartiles"] == sorted(row["quartiles"])
             assert f"{{glue:text}}`time_{row['loss']}`" in page or row["loss"] == row["beside"]
+
+
+def test_ranks_and_samples_are_measured(tmp_path: Path) -> None:
+    assert distributed.main(["--tiny", "--out", str(tmp_path)]) == 0
+    tiny, stored = (
+        json.loads((folder / "bench_distributed.json").read_text(encoding="utf-8"))
+        for folder in (tmp_path, ROOT / "data" / "results")
+    )
+    for record, points, seeds in ((tiny, distributed.TINY, 2), (stored, distributed.POINTS, len(distributed.SEEDS))):
+        found = [tuple(row[name] for name in ("rows", "width", "classes", "ranks", "share")) for row in record["costs"]]
+        assert sorted(found, key=str) == sorted(points, key=str)
+        for row in record["costs"]:
+            assert row["rounds"] >= 3
+            assert row["cpu_seconds"] > 0
+            assert row["peak_bytes"] >= row["weight_bytes"]  # of the gradient
+            assert row["sent_bytes"] == {"allgather": 1048, "allreduce": 4 * row["rows"] * (row["width"] + 3)}
+        runs = record["sampling"]["runs"]
+        assert all(sum(run["share"] == share for run in runs) == seeds for share in {run["share"] for run in runs})
+        assert all(0 <= run["accuracy"] <= 1 for run in runs)
+    assert (tiny["tiny"], stored["tiny"]) == (True, False)
 
 
 def ones(n: int) -> tuple[Tensor]:

@@ -20,6 +20,7 @@ from torch.multiprocessing import start_processes
 from torch.utils.data import DataLoader
 
 from lossbook.am_softmax import linear_am_softmax_loss
+from lossbook.distributed import ShardedCosineClassifier
 from lossbook.multilabel_softmax import multilabel_softmax_loss
 
 PAGE = (Path(__file__).parents[1] / "chapters" / "recipes.md").read_text(encoding="utf-8")
@@ -213,6 +214,13 @@ def plain_worker(rank):
         space = {"model": model, "encoder": model, "head": head, "loader": loader * 2, "make_optimizer": sgd}
         run(title, n, **space)
         found[title] = [p.full_tensor() for p in (*model.layer.parameters(), *head.parameters())]
+    head = ShardedCosineClassifier(3, C, dtype=torch.double)
+    head.weight.data.to_local().copy_(layer(3, C, bias=False).weight.data.chunk(2)[rank])
+    model = nn.ModuleDict({"encoder": Encoder(), "head": head})
+    one = run("Classes on several ranks", 0)["step"]
+    for _ in range(2):
+        one(model, sgd(model.parameters()), x, y)
+    found["sharded"] = [*parameters(model["encoder"]), head.weight.full_tensor().detach()]
     for way in ("full_tensor", "unshard"):
         head = fully_shard(layer(3, C, bias=False))
         if way == "unshard":
@@ -231,12 +239,18 @@ def test_ddp_and_fsdp2(tmp_path):
     y = CLASSES.clamp(min=0)
     model = nn.ModuleList([Encoder(), layer(3, C, bias=False)])
     wanted = step(model, *[lambda m: am(m[0](X), m[1].weight, y).mean()] * 2)
-    for title, _ in FSDP:
-        same(found[title], wanted)
+    for name in ("sharded", *(title for title, _ in FSDP)):
+        same(found[name], wanted)
     weight = model[1].weight
     (grad,) = torch.autograd.grad(am(X[:, :3], weight, y).mean(), weight)
     for way in ("full_tensor", "unshard"):  # what the page warns of
         assert (found[f"{way}, wrong"] - grad).norm() > 0.1 * grad.norm()
+
+
+def test_classes_on_several_ranks_are_those_of_the_example():
+    functions = BLOCKS["Classes on several ranks", 0].partition("\n\n\n")[2]
+    assert functions.count("def ") == 4
+    assert functions in (Path(__file__).parents[1] / "examples/sharded_am_softmax.py").read_text(encoding="utf-8")
 
 
 # ---------------------------------------------------------------- Lightning
