@@ -413,6 +413,33 @@ def test_what_is_sent_does_not_grow_with_the_classes(group: Ranks) -> None:
             assert looks == ({"local_scalar_dense": 1} if "sample" in name else {}), name
 
 
+def unheard(rank: int, size: int) -> list[float]:
+    """Errors in a group without a backend for the CPU, as NCCL alone: shards are counted on the device, unread."""
+    backend, dist.get_backend_config = dist.get_backend_config, lambda group: "cpu"
+    try:
+        found = []
+        for name in LOSSES:
+            p = Problem(rank, CUTS[size][1], torch.float64)
+            ours, theirs, mine, whole = both(name, p)
+            with Sent() as sent:
+                value = ours()
+            assert sent.bytes[0] == ("allgather", 1048)
+            wanted = theirs()
+            slopes, right = torch.autograd.grad(value, mine), torch.autograd.grad(wanted, whole)
+            found.append(apart(value.detach(), wanted.detach()))
+            found += [apart(a, mine_of(b, a, p), b) for a, b in zip(slopes, right, strict=True)]
+        with pytest.raises(TypeError, match=r"^target must be a tensor"):  # all refuse, none waits
+            sharded.sharded_emo_loss(p.column(p.s), [0, 1], p.row(p.e))
+        return found
+    finally:
+        dist.get_backend_config = backend
+
+
+def test_without_a_backend_for_the_cpu_nothing_is_read(group: Ranks) -> None:
+    for found in group(unheard, group.size):
+        assert max(found) <= 1e-12
+
+
 # -------------------------------------------------------------------------------------------------------------- faults
 
 

@@ -91,6 +91,16 @@ spans
     power_bce(input, target, n, *, mask=None, reduction='mean')
     SpanLoss(*, threshold=0.0, ignore_index=-100, reduction='mean')
     PowerBce(n, *, reduction='mean')
+distributed
+    sharded_multilabel_softmax_loss(input, target, *, group=None, mask=None, threshold=0.0, reduction='mean')
+    sharded_am_softmax_loss(embedding, weight, target, *, group=None, psi=None, margin=0.35, scale=30.0, sample=None, generator=None, ignore_index=-100, reduction='mean')
+    sharded_emo_loss(input, target, embedding, *, group=None, ignore_index=-100, reduction='mean')
+    sharded_emo_ce_loss(input, target, embedding, *, group=None, ignore_index=-100, reduction='mean')
+    ShardedCosineClassifier(in_features, num_classes, *, group=None, device=None, dtype=None)
+    ShardedMultilabelSoftmaxLoss(*, group=None, threshold=0.0, reduction='mean')
+    ShardedAmSoftmaxLoss(*, group=None, psi=None, margin=0.35, scale=30.0, sample=None, generator=None, ignore_index=-100, reduction='mean')
+    ShardedEmoLoss(*, group=None, ignore_index=-100, reduction='mean')
+    ShardedEmoCeLoss(*, group=None, ignore_index=-100, reduction='mean')
 metrics
     micro_f1(pred, target)
     macro_f1(pred, target)
