@@ -7,7 +7,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
 .PHONY: help book live pdf serve test lint unit losses notebooks pages links bench experiments mutants compat \
-  picture release-check gpu fresh lock clean
+  picture release-check gpu fresh gettext lock clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -96,6 +96,9 @@ mutants: $(PEERS) ## change the losses a little and see which changes no test no
 
 compat: $(READY) ## the losses' tests under the oldest, a middle and the newest torch, into data/results (half an hour)
 	@$(BIN)/python -m tools.compat
+
+gettext: $(READY) ## collect the texts of the pages, renew the translations, tell what they lack
+	@$(BIN)/python -m tools.catalogues
 
 picture: book ## draw the front page for README.md (needs Chromium)
 	@$(BIN)/python -m tools.picture

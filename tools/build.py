@@ -15,6 +15,9 @@ from pathlib import Path
 
 from tools.chapters import PREVIEW, ROOT, StaleChapterError, all_notebooks
 
+# Not the script of that name, which knows the path where it was installed: this folder may have moved since.
+JUPYTER_BOOK = (sys.executable, "-c", "from jupyter_book.cli.main import main; main()")
+
 
 def build(
     root: Path = ROOT, output: Path | None = None, *, clean: bool = False, preview: bool = False
@@ -33,8 +36,7 @@ def build(
             chapter.require_fresh()
     except StaleChapterError as error:
         return subprocess.CompletedProcess([], 1, stdout=str(error))
-    program = str(Path(sys.executable).with_name("jupyter-book"))
-    command = [program, "build", str(root), "--path-output", str(built.parent), "-q"]
+    command = [*JUPYTER_BOOK, "build", str(root), "--path-output", str(built.parent), "-q"]
     command += [] if preview else ["-W", "-n", "--keep-going"]
     environment = {**os.environ, PREVIEW: "1" if preview else ""}
     done = subprocess.run(

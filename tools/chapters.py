@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SETUP_TAG = "lossbook-setup"
 EXECUTE = "make book"
 PREVIEW = "LOSSBOOK_PREVIEW"  # set while stale pages are built, too
+CATALOGUES = "LOSSBOOK_CATALOGUES"  # set while the texts of the pages are collected, without what cells put into them
 EVIDENCE, EXERCISES = "_evidence", "_exercises"  # behind a chapter's slug: its two further pages
 
 

@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import jupytext
+import nbformat
 from docutils import nodes
 from sphinx.errors import SphinxError
 
 from tools import generated, project
-from tools.chapters import PREVIEW, ROOT, StaleChapterError, all_notebooks, code_cells
+from tools.chapters import CATALOGUES, PREVIEW, ROOT, StaleChapterError, all_notebooks, code_cells
 from tools.provenance import deciding_code, record_path
 from tools.reader import (
     BOUND,
@@ -46,6 +47,8 @@ class StaleError(SphinxError):  # type: ignore[misc]
 
 def read_page(text: str) -> Any:
     """The notebook of a page: for a chapter with its stored outputs, for other pages the text alone."""
+    if os.environ.get(CATALOGUES):
+        return jupytext.reads(text, fmt="md:myst")
     page = jupytext.reads(generated.insert(text), fmt="md:myst")
     slug = page.metadata.get("slug")
     for cell in page.cells:
@@ -69,6 +72,8 @@ def read_page(text: str) -> Any:
     for cell, stored in pairs(page, chapter.notebook):
         cell.outputs = copy.deepcopy(stored.outputs)
         cell.execution_count = stored.execution_count
+    if chapter.kind == "chapter":
+        page.cells.append(nbformat.v4.new_markdown_cell(generated.citation(chapter)))
     return page
 
 
@@ -180,6 +185,8 @@ def drop_unused(app: Any, exception: Exception | None) -> None:
 
 
 def setup(app: Any) -> dict[str, bool]:
+    for name in ("bound", "stamp") if os.environ.get(CATALOGUES) else ():
+        app.add_generic_role(name, nodes.literal)
     app.connect("config-inited", take_addresses)
     app.connect("builder-inited", check_chapters)
     app.connect("builder-inited", draw_covers)
