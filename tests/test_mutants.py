@@ -82,3 +82,11 @@ def test_mutants_change_the_code_once_and_leave_types_alone():
     assert (1, "def f(a: int | None, /, b= 2):") in found
     assert not any("int & None" in after for _, after in found)
     assert not any("1e+30" in after for _, after in found)
+
+
+def test_what_is_no_program_or_the_same_one_is_no_mutant():
+    pytest.importorskip("cosmic_ray", reason="cosmic-ray is installed by `make mutants` only")
+    assert not list(mutants("def f(a):\n    return {*a, ''}\n"))
+    assert {m.after for m in mutants("def f(a):\n    return {**a, 'b': a['c'] * 2}\n")} >= {
+        "return {**a, 'b': a['c'] / 2}"
+    }

@@ -85,11 +85,19 @@ def mutants(source: str) -> Iterator[Mutant]:
             if any(start <= (line, column) < end for start, end in hints):
                 continue
             changed = mutate_code(source, operator, occurrence)
-            if changed is None or ast.dump(ast.parse(changed)) == ast.dump(ast.parse(source)):
-                continue  # 1e30 + 1 is 1e30
+            if changed is None or not changes(source, changed):
+                continue
             after = changed.splitlines()
             differs = next(i for i, pair in enumerate(zip(lines, after, strict=False)) if pair[0] != pair[1])
             yield Mutant(name, differs + 1, lines[differs].strip(), after[differs].strip(), changed)
+
+
+def changes(source: str, changed: str) -> bool:
+    """Whether the changed source is another program: 1e30 + 1 is 1e30, and ``{*options}`` is none."""
+    try:
+        return ast.dump(ast.parse(changed)) != ast.dump(ast.parse(source))
+    except SyntaxError:
+        return False
 
 
 def body_lines(source: str) -> set[int]:
