@@ -461,7 +461,8 @@ f(20) + offset
 def tiny(tmp_path_factory):
     """A copy of the machinery around a book of one small chapter, executed once."""
     root = tmp_path_factory.mktemp("tiny")
-    for name in ("tools", "lossbook", "_static", "_config.yml", "references.bib", "pyproject.toml"):
+    names = "tools lossbook _static _templates _config.yml references.bib pyproject.toml CITATION.cff CHANGELOG.md"
+    for name in names.split():
         source = ROOT / name
         if source.is_dir():
             shutil.copytree(source, root / name, ignore=shutil.ignore_patterns("__pycache__"))
