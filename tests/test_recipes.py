@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader
 from lossbook.am_softmax import linear_am_softmax_loss
 from lossbook.distributed import ShardedCosineClassifier
 from lossbook.multilabel_softmax import multilabel_softmax_loss
+from lossbook.spans import GlobalPointer, spans_to_index
 
 PAGE = (Path(__file__).parents[1] / "chapters" / "recipes.md").read_text(encoding="utf-8")
 BLOCKS: dict[tuple[str, int], str] = {}
@@ -548,6 +549,95 @@ def test_long_lists():
         labels[i, row] = 1
     found = run("Long lists of labels", 0, scores=scores, positives=positives)["loss"]
     torch.testing.assert_close(found, zlpr(scores, labels).mean())
+
+
+LENGTHS = torch.tensor([6, 4, 5])
+ENTITIES = [[(0, 0, 1), (2, 3, 5), (2, 5, 5)], [], [(1, 2, 2)]]
+
+
+def span_rows(scores, spans, lengths, triangular=True):
+    """The loss of each sentence and type, on the pairs that count."""
+    rows = torch.zeros(scores.shape[:2], dtype=torch.double)
+    for b, n in enumerate(lengths.tolist()):
+        pairs = [(i, j) for i in range(n) for j in range(n) if i <= j or not triangular]
+        for kind in range(scores.shape[1]):
+            s = torch.stack([scores[b, kind, i, j] for i, j in pairs])
+            t = torch.tensor([(kind, i, j) in spans[b] for i, j in pairs], dtype=torch.double)
+            rows[b, kind] = zlpr(s, t)
+    return rows
+
+
+def pointers(**options):
+    """An encoder of numbers of words and a pointer for three types."""
+    torch.manual_seed(0)
+    encoder, pointer = nn.Embedding(WORDS, 4), GlobalPointer(4, 3, head_features=4, **options)
+    return encoder.double(), pointer.double()
+
+
+def test_spans():
+    encoder, pointer = pointers()
+    model, tokens = nn.Sequential(encoder, pointer), TOKENS[:3]
+    wanted = step(model, lambda m: span_rows(m(tokens), ENTITIES, LENGTHS).mean())
+    space = {"loader": [(tokens, LENGTHS, ENTITIES)], "optimizer": sgd(model.parameters())}
+    run("Spans, plain loop", 0, encoder=encoder, pointer=pointer, **space)
+    same(parameters(model), wanted)
+
+
+def test_spans_in_lightning():
+    L = pytest.importorskip("lightning", reason="the recipes of Lightning need it")
+    encoder, pointer = pointers()
+    model, tokens = nn.Sequential(encoder, pointer), TOKENS[:3]
+    wanted = step(model, lambda m: span_rows(m(tokens), ENTITIES, LENGTHS).mean())
+    index = spans_to_index(ENTITIES, LENGTH, 3, lengths=LENGTHS)
+    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    trainer = L.Trainer(accelerator="cpu", max_epochs=1, **quiet)
+    loader = DataLoader([(tokens, LENGTHS, index)], batch_size=None)
+    run("Spans in Lightning", 0, encoder=encoder, pointer=pointer, trainer=trainer, loader=loader)
+    same(parameters(model), wanted)
+
+
+def test_spans_on_an_encoder():
+    transformers = pytest.importorskip("transformers", reason="the recipes of the Trainer need it")
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    vocabulary = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "Ada", "Hol", "##berg", "lives", "in", "Nor", "##by", "."]
+    words = Tokenizer(models.WordPiece({w: i for i, w in enumerate(vocabulary)}, unk_token="[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    words.post_processor = processors.BertProcessing(("[SEP]", 2), ("[CLS]", 1))
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=words, pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]", unk_token="[UNK]"
+    )
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 4, "num_attention_heads": 2, "num_hidden_layers": 1, "intermediate_size": 4}
+    config = transformers.BertConfig(vocab_size=len(vocabulary), hidden_dropout_prob=0.0, **sizes)
+    encoder, pointer = transformers.BertModel(config).double().eval(), pointers()[1]
+    texts = ["Ada Holberg lives in Norby.", "Norby lives."]
+    space = {"tokenizer": tokenizer, "encoder": encoder, "pointer": pointer, "texts": texts}
+    space = run("Spans on a Hugging Face encoder", 0, entities=[[(0, 0, 11), (1, 21, 26)], [(2, 0, 5)]], **space)
+    # without [CLS] and [SEP], first: Ada Hol ##berg lives in Nor ##by .
+    spans, lengths = [[(0, 0, 2), (1, 5, 6)], [(2, 0, 1)]], torch.tensor([8, 4])
+    torch.testing.assert_close(space["loss"], span_rows(space["scores"][..., 1:-1, 1:-1], spans, lengths).mean())
+    for row, own in enumerate(space["found"]):
+        places = (space["scores"][row] > 0) & space["mask"][row]
+        assert len(own) == int(places.sum())
+        assert all(text and text in texts[row] for _, text in own)
+    with pytest.raises(TypeError, match="end must be an integer, got NoneType"):
+        run("Spans on a Hugging Face encoder", 0, **space | {"entities": [[(0, 0, 99)], []]})
+
+
+def test_triples():
+    torch.manual_seed(0)
+    features, stated = torch.randn(3, LENGTH, 8), [[(0, 1, 1, 4, 5), (3, 3, 0, 0, 1)], [], [(2, 2, 1, 4, 4)]]
+    space = run("Triples from four matrices", 0, features=features, lengths=LENGTHS, size=8, P=2, triples=stated)
+    ends = [[(0, 0, 1), (1, 4, 5), (0, 3, 3), (1, 0, 1)], [], [(0, 2, 2), (1, 4, 4)]]
+    ties = [[(1, 0, 4), (3, 1, 5), (0, 3, 0), (2, 3, 1)], [], [(1, 2, 4), (3, 2, 4)]]
+    wanted = span_rows(space["spans"], ends, LENGTHS).mean() + span_rows(space["pairs"], ties, LENGTHS, False).mean()
+    torch.testing.assert_close(space["loss"], wanted, check_dtype=False)
+    s, p = space["spans"], space["pairs"]
+    for row, own in enumerate(space["found"]):
+        for a, b, k, c, d in own:
+            assert min(s[row, 0, a, b], s[row, 1, c, d], p[row, k, a, c], p[row, 2 + k, b, d]) > 0
+    assert any(space["found"])
 
 
 def test_distillation():
