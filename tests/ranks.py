@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import multiprocessing
+import shutil
 import tempfile
 import time
 import traceback
@@ -24,6 +25,7 @@ def wait_for_cases(rank: int, size: int, folder: Path, pipe: Connection) -> None
     """What a rank does: calls what it is sent with its rank, and answers with the result or the traceback."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder / 'meet'}", rank=rank, world_size=size)
+    pipe.send("ready")
     with (folder / f"{rank}.txt").open("w") as stack:
         while (work := pipe.recv()) is not None:
             case, words, seconds = work
@@ -56,6 +58,9 @@ class Ranks:
             theirs.close()
             self.pipes.append(ours)
             self.processes.append(process)
+        if not all(pipe.poll(120) and pipe.recv() == "ready" for pipe in self.pipes):
+            self.kill()
+            pytest.fail(f"{self.size} ranks did not meet")
 
     def __call__(self, case: Callable[..., Any], *words: Any, seconds: float = 40) -> list[Any]:
         for pipe in self.pipes:
@@ -77,6 +82,7 @@ class Ranks:
         """Kill what hangs; the next case meets new ranks."""
         self.kill()
         self.stacks = "\n".join(path.read_text() for path in sorted(self.folder.glob("*.txt")))
+        shutil.rmtree(self.folder, ignore_errors=True)
         self.start()
 
     def kill(self) -> None:
@@ -91,6 +97,7 @@ class Ranks:
         for process in self.processes:
             process.join(10)
         self.kill()
+        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 @contextlib.contextmanager
