@@ -4,6 +4,7 @@ Needs Debian's Chromium (``apt-get install chromium``) or the program that LOSSB
 tests are skipped, unless LOSSBOOK_REQUIRE_BROWSER is set, as CI does.
 """
 
+import html
 import html.parser
 import json
 import os
@@ -15,13 +16,16 @@ from urllib.parse import unquote, urlparse
 import pytest
 import yaml
 
-from tools import pdf
+from tools import catalogues, languages, pdf, picture, project
 from tools.build import build
 from tools.chapters import ROOT, all_chapters, all_notebooks, pages_of, toc_pages
 from tools.limits import SCREENS
 from tools.reader import labelled_equations
 
 PAGES = [name for name, _ in toc_pages()]
+TRANSLATED = [
+    f"{languages.folder(language)}{name}" for language, names in catalogues.languages().items() for name in names
+]
 CHAPTERS = pytest.mark.parametrize("chapter", all_chapters(), ids=lambda c: c.slug)
 PARTS = pytest.mark.parametrize("chapter", [p for p in all_notebooks() if p.number], ids=lambda c: c.slug)
 AXE = ROOT / "tests/vendor/axe-core/axe.min.js"
@@ -88,7 +92,7 @@ def open_page(browser, site):
 # ---------------------------------------------------------------- every page, every way of reading it
 
 
-@pytest.mark.parametrize("name", PAGES)
+@pytest.mark.parametrize("name", PAGES + TRANSLATED)
 @pytest.mark.parametrize("way", ["light", "dark", "phone"])
 def test_page_reads_well(open_page, name, way):
     size = {"width": 390, "height": 844} if way == "phone" else {}
@@ -151,7 +155,7 @@ UNFOLD = """() => {
 ALLOWED: dict[str, str] = {}
 
 
-@pytest.mark.parametrize("name", PAGES)
+@pytest.mark.parametrize("name", PAGES + TRANSLATED)
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_page_meets_wcag(open_page, name, scheme):
     """WCAG 2.2 AA as far as axe-core can see it, with everything unfolded."""
@@ -210,6 +214,10 @@ def test_a_page_is_light(site, name):
     pictures = set(re.findall(r'src="[^"]*(_images|_static/covers)/([^"]+)"', page.read_text(encoding="utf-8")))
     size = sum((site / folder / unquote(picture)).stat().st_size for folder, picture in pictures)
     assert page.stat().st_size / 4 + size <= 1_000_000
+
+
+def test_the_picture_in_readme_shows_the_front_page(site):
+    assert picture.stale(site, ROOT / picture.PICTURE) == [], "make picture"
 
 
 def test_what_all_pages_share_is_light(site):
@@ -438,6 +446,94 @@ def test_the_search_index_knows_every_page(site):
     index = (site / "searchindex.js").read_text(encoding="utf-8")
     names = json.loads(re.search(r'"docnames":\s*(\[[^\]]*\])', index).group(1))
     assert set(PAGES) <= set(names)
+
+
+# ---------------------------------------------------------------- what the world sees, and other languages
+
+
+def meta(site, name):
+    """The metadata of a page by name, and its canonical address."""
+    text = (site / f"{name}.html").read_text(encoding="utf-8")
+    found = {m[2]: html.unescape(m[1]) for m in re.finditer(r'<meta content="([^"]*)" name="([^"]*)"', text)}
+    found |= {
+        m[1]: html.unescape(m[2]) for m in re.finditer(r'<meta (?:name|property)="([^"]*)" content="([^"]*)"', text)
+    }
+    return found | {"canonical": re.search(r'<link rel="canonical" href="([^"]*)"', text)[1]}
+
+
+def test_every_page_introduces_itself(site):
+    book = project.urls()["Documentation"]
+    found = {name: meta(site, name) for name in PAGES + TRANSLATED}
+    for name, tags in found.items():
+        assert tags["canonical"] == tags["og:url"] == f"{book}{name}.html"
+        assert tags["og:site_name"] == "lossbook"
+        assert 30 <= len(tags["description"]) <= 200
+        assert tags["description"] == tags["og:description"]
+        assert (site / tags["og:image"].removeprefix(book)).stat().st_size < 150_000
+    for key in ("og:title", "og:description"):
+        assert len({tags[key] for tags in found.values()}) == len(found)
+    assert len({tags["og:image"] for tags in found.values()}) == len(PAGES)
+
+
+def test_the_map_of_the_site_names_every_page(site):
+    book = project.urls()["Documentation"]
+    listed = re.findall(r"<loc>([^<]+)</loc>", (site / "sitemap.xml").read_text(encoding="utf-8"))
+    assert sorted(listed) == sorted(f"{book}{name}.html" for name in PAGES + TRANSLATED)
+    assert f"Sitemap: {book}sitemap.xml" in (site / "robots.txt").read_text(encoding="utf-8")
+
+
+def test_who_is_lost_finds_the_book(open_page, site):
+    """Whatever the depth of the address, the page has its looks and leads on."""
+    book = urlparse(project.urls()["Documentation"])
+    page = open_page("index.html")
+    tab = page.tab
+
+    def serve(route):
+        file = site / unquote(urlparse(route.request.url).path).removeprefix(book.path)
+        route.fulfill(path=file) if file.is_file() else route.fulfill(status=404, path=site / "404.html")
+
+    tab.route(f"{book.scheme}://{book.netloc}/**", serve)
+    page.problems.clear()
+    tab.goto(f"{book.geturl()}chapters/no/such.html")
+    assert [text for text in page.problems if "404" not in text] == []
+    assert tab.locator("h1").inner_text() == "There is no such page"
+    assert tab.evaluate("getComputedStyle(document.querySelector('.bd-sidebar-primary')).display") != "none"
+    tab.locator("main a", has_text="front page").click()
+    assert tab.locator("h1").first.inner_text().startswith("When should you replace")
+
+
+def test_a_reader_goes_to_another_language_and_back(open_page):
+    tab = open_page("chapters/choosing.html").tab
+    for language in ("zh-CN", "en"):
+        tab.locator(f'.language-switch[hreflang="{language}"]').click()
+        assert tab.evaluate("document.documentElement.lang") == language
+        assert "/chapters/choosing.html" in tab.url
+    tab.goto(tab.url.replace("choosing", "focal"))
+    assert tab.locator(".language-switch").get_attribute("href") == "../zh/index.html"
+
+
+def numbers(site, name):
+    """The numbers of a page's text that come from cells and records."""
+    text = (site / f"{name}.html").read_text(encoding="utf-8").split("<main", 1)[1]
+    bound = re.findall(r'<span class="pasted-text">([^<]*)</span>|<strong>([\d,]+)', text)
+    return sorted(re.findall(r"\d[\d.,]*\d|\d", " ".join(a or b for a, b in bound)))
+
+
+@pytest.mark.parametrize("name", TRANSLATED)
+def test_a_translation_shows_the_numbers_of_the_page(site, name):
+    own = name.partition("/")[2]
+    assert numbers(site, name) == numbers(site, own)
+    assert len(numbers(site, name)) > (100 if own == "chapters/choosing" else 1)
+
+
+@CHAPTERS
+def test_a_chapter_ends_with_its_citation(open_page, chapter):
+    tab = open_page(f"chapters/{chapter.slug}.html").tab
+    box = tab.locator(".admonition.cite")
+    assert not box.locator("pre").is_visible()
+    box.locator("button.toggle-button").click()
+    assert f"@incollection{{lossbook_{chapter.slug}," in box.locator("pre").inner_text()
+    assert box.locator("button.copybtn").count() == 1
 
 
 # ---------------------------------------------------------------- print

@@ -18,8 +18,7 @@ from tools.chapters import ROOT, read
 from tools.pdf import FLAGS, chromium
 
 PICTURE = Path("docs/page.png")
-SIZE, WIDTH = {"width": 1200, "height": 1300}, 960
-COLOURS = 256
+WIDTH, COLOURS = 960, 256
 SHOWN = """() => {
   const inside = part => {
     const box = part.getBoundingClientRect();
@@ -29,7 +28,8 @@ SHOWN = """() => {
   for (let node = walker.nextNode(); node; node = walker.nextNode()) {
     const range = document.createRange(), text = node.textContent.trim().replace(/\\s+/g, ' ');
     range.selectNode(node);
-    if (text && !node.parentElement.closest('script, style, button') && inside(range)) texts.add(text);
+    const shown = node.parentElement.checkVisibility({checkOpacity: true, checkVisibilityCSS: true});
+    if (text && shown && !node.parentElement.closest('button') && inside(range)) texts.add(text);
   }
   return [[...texts], [...document.images].filter(inside).map(image => image.getAttribute('src'))];
 }"""
@@ -48,7 +48,7 @@ def draw(site: Path, target: Path) -> None:
 
     with sync_playwright() as play:
         browser = play.chromium.launch(executable_path=chromium(), args=FLAGS)
-        tab = browser.new_page(viewport=SIZE)
+        tab = browser.new_page(viewport={"width": 1200, "height": 1300})
         tab.goto((site / "index.html").as_uri(), wait_until="load")
         texts, images = tab.evaluate(SHOWN)
         shot = Image.open(io.BytesIO(tab.screenshot())).convert("RGB")

@@ -85,9 +85,10 @@ def speed(root: Path = ROOT) -> str:
 
 def main(root: Path = ROOT) -> None:
     """Entry point."""
-    for name, text in {"README.md": readme(root), "CITATION.cff": citation(root)}.items():
-        if read(root / name) != text:
-            (root / name).write_text(text, encoding="utf-8")
+    for name, made in {"README.md": readme, "CITATION.cff": citation}.items():
+        path = root / name
+        if path.exists() and read(path) != (text := made(root)):
+            path.write_text(text, encoding="utf-8")
             print(f"{name} renewed")
 
 
