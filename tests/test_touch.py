@@ -9,9 +9,7 @@ import gzip
 import itertools
 import json
 import math
-import os
 import re
-import shutil
 
 import pytest
 import torch
@@ -32,25 +30,8 @@ from lossbook.multilabel_softmax import multilabel_softmax_loss
 from lossbook.plotting import COLORS, LOSS
 from tools import touch as tool
 
-CHROMIUM = os.environ.get("LOSSBOOK_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
-ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-sync"]
 NAMES = sorted(touch.figures())
 FIGURES = pytest.mark.parametrize("name", NAMES)
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if not CHROMIUM:
-        message = "Chromium is missing, so NO FIGURE IS TRIED IN A BROWSER: apt-get install chromium"
-        if os.environ.get("LOSSBOOK_REQUIRE_BROWSER"):
-            pytest.fail(message)
-        pytest.skip(message)
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        launched = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        yield launched
-        launched.close()
 
 
 @pytest.fixture
