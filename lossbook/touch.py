@@ -24,7 +24,7 @@ def figures() -> dict[str, str]:
 
     Example:
         >>> sorted(figures())
-        ['accuracy', 'am_softmax', 'emo', 'focal', 'multilabel_softmax', 'soft_labels']
+        ['accuracy', 'am_softmax', 'emo', 'focal', 'multilabel_softmax', 'soft_labels', 'spans']
     """
     words: dict[str, str] = json.loads((_FOLDER / "figures.json").read_text(encoding="utf-8"))
     return words

@@ -28,6 +28,7 @@ from lossbook.emo import emo_ce_loss, emo_loss
 from lossbook.focal import hard_truncated_bce, sigmoid_focal_loss, soft_truncated_bce
 from lossbook.multilabel_softmax import multilabel_softmax_loss
 from lossbook.plotting import COLORS, LOSS
+from lossbook.spans import span_loss, span_mask, spans_to_index
 from tools import touch as tool
 
 NAMES = sorted(touch.figures())
@@ -227,6 +228,30 @@ def test_emo(show):
             same(numbers(tab, f"([s, a, t]) => L.emo.{call}", *rows), value)
             found = numbers(tab, f"([s, a, t]) => L.emo.slopes['{kind}'](s, a, t)", *rows)
             torch.testing.assert_close(found, slope, rtol=1e-9, atol=1e-15)
+
+
+def test_spans(show):
+    tab = show("spans")
+    generator = torch.Generator().manual_seed(3)
+    for length, words, spans in [(9, 7, [(4, 6)]), (9, 9, []), (4, 2, [(0, 1), (1, 1)]), (5, 5, [(0, 4), (2, 2)])]:
+        s = 4 * torch.randn(6, 1, length, length, dtype=torch.float64, generator=generator)
+        mask = span_mask(torch.tensor([words]), length=length)
+        index = spans_to_index([[(0, *span) for span in spans]], length, 1, lengths=[words]).expand(6, -1, -1)
+        t = torch.zeros(length, length, dtype=torch.float64)
+        for span in spans:
+            t[span] = 1
+        rows = s.squeeze(1).tolist(), [[i * length + j for i, j in spans]] * 6, [words] * 6
+        for path, loss in {
+            "": lambda s, index=index, mask=mask: span_loss(s, index, mask=mask, reduction="none").squeeze(-1),
+            "bce.": lambda s, t=t, mask=mask: (
+                F.binary_cross_entropy_with_logits(s, t.expand_as(s), reduction="none") * mask
+            ).sum((1, 2, 3)),
+        }.items():
+            value, slope = value_and_slope(loss, s)
+            same(numbers(tab, f"([s, p, n]) => L.spans.{path}loss(s, p, n)", *rows), value)
+            same(numbers(tab, f"([s, p, n]) => L.spans.{path}push(s, p, n)", *rows), slope.squeeze(1).abs())
+        flat = numbers(tab, "([i, j, n]) => L.spans.place(i, j, n)", *zip(*[(*p, length) for p in spans], strict=True))
+        assert flat.tolist() == rows[1][0]
 
 
 # ---------------------------------------------------------------- hands and eyes
