@@ -46,6 +46,8 @@ def moved(call: Call, device: str, dtype: torch.dtype = torch.float32) -> list[A
 def both_ways(call: Call, tensors: list[Any], function: Any = None) -> list[Tensor]:
     """Value and gradients."""
     value = (function or call)(*tensors)
+    if isinstance(value, dict):  # accuracies
+        value = torch.tensor(list(value.values()), device=tensors[0].device)
     if not call.scores:
         return [value] if isinstance(value, Tensor) else list(value)
     value.sum().backward()

@@ -13,9 +13,8 @@ from email.parser import Parser
 import pytest
 
 import lossbook
-from tools import compat, project
+from tools import OLDEST, compat, project
 from tools.chapters import ROOT, all_chapters, all_notebooks, code_cells, imported_modules
-from tools.install import OLDEST
 from tools.reader import setup_cell
 
 SOURCES = ("lossbook", "data", "pyproject.toml", "README.md", "LICENSE")

@@ -8,6 +8,7 @@ equations, names) nor for the program itself: then the build starts clean.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -18,9 +19,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tools.install import AGAIN, FULL, cannot_write
+
 ROOT = Path(__file__).resolve().parent.parent
 LEFT_OUT = {"_build", "dist", "docs", "shared", "__pycache__", "_static/covers", "experiments/runs"}
-PAGES = ("chapters/", "lossbook/", "data/", "experiments/", "tests/", "index.md")  # what Sphinx follows by itself
+# What Sphinx follows by itself.
+PAGES = ("chapters/", "lossbook/", "data/", "experiments/", "tests/", "locale/", "index.md")
 # Headings, labels, and names of Python: what other pages show of a page or a module.
 SHOWN_ELSEWHERE = re.compile(
     r"^#+ .*|^ *(?:async )?(?:def|class) \w+|^.*\([\w:.-]+\)=?$|^ *:(?:label|name):.*|^\*Figure: |^:+\{admonition\}.*",
@@ -52,6 +56,7 @@ def shared(root: Path) -> str:
     texts = {p.relative_to(root).as_posix(): p for p in files(root) if p.suffix in (".md", ".py")}
     texts = {name: path for name, path in texts.items() if name.startswith(PAGES) and not name.startswith("tests/")}
     shown = [(name, SHOWN_ELSEWHERE.findall(path.read_text(encoding="utf-8"))) for name, path in sorted(texts.items())]
+    shown += [("", sorted(p.relative_to(root).as_posix() for p in (root / "locale").rglob("*.po")))]  # the languages
     return fingerprint(json.dumps(shown).encode())
 
 
@@ -80,21 +85,27 @@ def state(root: Path) -> dict[str, Any]:
 
 def make(root: Path = ROOT) -> int:
     """Execute and build what is not up to date; the exit status."""
+    if reason := cannot_write(root):
+        print(reason, file=sys.stderr)
+        return 1
     page = root / "_build" / "html" / "index.html"
     stamp = root / "_build" / ".built.json"
     old = json.loads(stamp.read_text(encoding="utf-8")) if stamp.exists() else {}
     if old and old == state(root):
         print(f"Nothing has changed since the book was built. Open {page}")
         return 0
-    from tools import build, execute  # what they import takes seconds
+    from tools import build, execute, project  # what they import takes seconds
 
     if status := execute.main([]):
         return status
+    project.main(root)  # the line on speed in README.md follows the page "Speed and memory"
     new = state(root)  # before Sphinx reads: an edit from here on is seen the next time
     stamp.unlink(missing_ok=True)
     done = build.build(root, clean=needs_clean(old, new))
     if done.returncode:
         print(done.stdout, file=sys.stderr)
+        if os.strerror(errno.ENOSPC) in done.stdout:
+            print(f"The pages could not be written: {FULL}", file=sys.stderr)
         return 1
     stamp.write_text(json.dumps({**new, "outputs": outputs(root)}, indent=0), encoding="utf-8")
     print(f"The book is built. Open {page}")
@@ -102,4 +113,7 @@ def make(root: Path = ROOT) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(make())
+    try:
+        raise SystemExit(make())
+    except KeyboardInterrupt:
+        raise SystemExit(f"\nInterrupted. {AGAIN}") from None

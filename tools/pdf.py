@@ -14,6 +14,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from tools.build import JUPYTER_BOOK
 from tools.chapters import ROOT
 
 TARGET = Path("_build/lossbook.pdf")
@@ -61,13 +62,20 @@ PREPARE = """() => {
     link.href = '#' + chapter.id;
     const heading = chapter.querySelector(':scope > :is(h1, h2, h3, h4)');
     link.textContent = heading ? heading.innerText.trim() : chapter.id;
+    const page = document.createElement('span');
+    page.className = 'print-page';
     item.className = chapter.parentElement.closest('.document') ? 'inner' : 'outer';
-    item.append(link);
+    item.append(link, page);
     contents.append(item);
   }
   (main.querySelector('h1') || main).after(contents);
   return chapters.length;
 }"""
+# Writes the numbers of their pages beside the titles of the contents.
+NUMBER = """numbers => document.querySelectorAll('.print-contents p').forEach(item => {
+  const page = item.querySelector('.print-page'), link = item.querySelector('a');
+  if (page) page.textContent = numbers[decodeURIComponent(link.hash.slice(1))] ?? '';
+})"""
 STYLE = """
 .bd-header, .bd-sidebar-primary, .bd-sidebar-secondary, .header-article, footer, .prev-next-area, .toggle-button,
 .sbt-scroll-pixel-helper,
@@ -75,7 +83,9 @@ STYLE = """
 .bd-main .bd-content .bd-article-container { max-width: none !important; }
 .document { break-before: page; }
 .print-contents { break-after: page; }
-.print-contents p { margin: 0.2em 0; }
+.print-contents p { margin: 0.2em 0; display: flex; }
+.print-page { flex: 1; display: flex; }
+.print-page::before { content: ""; flex: 1; border-bottom: 1px dotted #888; margin: 0 0.4em 0.3em; min-width: 1em; }
 .print-contents .inner { margin-left: 2em; font-size: 90%; }
 .print-title { font-size: 140%; }
 figure, img, svg, table, pre, .math, .admonition, .cell_output { break-inside: avoid; }
@@ -106,8 +116,7 @@ def one_page(root: Path, output: Path) -> Path:
     Raises:
         RuntimeError: Sphinx stopped; the text is its output.
     """
-    program = str(Path(sys.executable).with_name("jupyter-book"))
-    command = [program, "build", str(root), "--path-output", str(output), "--builder", "singlehtml", "-q"]
+    command = [*JUPYTER_BOOK, "build", str(root), "--path-output", str(output), "--builder", "singlehtml", "-q"]
     done = subprocess.run(command, cwd=root, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     page = output / "_build" / "singlehtml" / "index.html"
     if done.returncode or not page.exists():
@@ -125,19 +134,29 @@ def print_tab(browser: Any, page: Path, target: Path) -> int:
     tab.add_style_tag(content=STYLE)
     chapters: int = tab.evaluate(PREPARE)
     target.parent.mkdir(parents=True, exist_ok=True)
-    tab.pdf(
-        path=str(target),
-        format="A4",
-        margin={"top": "18mm", "bottom": "18mm", "left": "20mm", "right": "20mm"},
-        display_header_footer=True,
-        header_template="<span></span>",
-        footer_template=FOOT,
-        print_background=True,
-        outline=True,
-        tagged=True,
-    )
+    options: dict[str, Any] = {
+        "path": str(target),
+        "format": "A4",
+        "margin": {"top": "18mm", "bottom": "18mm", "left": "20mm", "right": "20mm"},
+        "display_header_footer": True,
+        "header_template": "<span></span>",
+        "footer_template": FOOT,
+        "print_background": True,
+    }
+    tab.pdf(**options)  # twice: where a chapter begins is known once it has been printed
+    tab.evaluate(NUMBER, pages_of(target))
+    tab.pdf(**options, outline=True, tagged=True)
     tab.close()
     return chapters
+
+
+def pages_of(target: Path) -> dict[str, int]:
+    """The number of the page that each link inside of a PDF leads to."""
+    from pypdf import PdfReader
+
+    reader = PdfReader(target)
+    found = {name: reader.get_destination_page_number(place) for name, place in reader.named_destinations.items()}
+    return {name.removeprefix("/"): number + 1 for name, number in found.items() if number is not None}
 
 
 def print_page(page: Path, target: Path) -> int:
