@@ -13,8 +13,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from tools import compat, gpu
-from tools.chapters import ROOT, Chapter, all_chapters, all_notebooks, code_cells, pages_of, read
+import yaml
+
+from tools import compat, gpu, project
+from tools.chapters import ROOT, Chapter, all_chapters, all_notebooks, code_cells, config, pages_of, read
 from tools.provenance import read_record
 from tools.reader import FACT, TIMINGS
 
@@ -85,6 +87,28 @@ def link_words(text: str, table_of: dict[str, str], seen: set[str]) -> str:
         return f"{{term}}`{match[0]} <{entry}>`"
 
     return pattern.sub(linked, text)
+
+
+def citation(page: Chapter) -> str:
+    """The BibTeX entry of a chapter, in a box that opens."""
+    about = yaml.safe_load(read(page.root / "CITATION.cff"))
+    author = " and ".join(f"{{{each['name']}}}" for each in about["authors"])
+    year = (project.released(page.root) or str(config(page.root)["copyright"]))[:4]
+    return f"""::::{{admonition}} Cite this chapter
+:class: dropdown cite
+
+```bibtex
+@incollection{{lossbook_{page.slug},
+  author    = {{{author}}},
+  title     = {{{{{title(page)}}}}},
+  booktitle = {{{{{about["title"]}}}}},
+  chapter   = {{{page.number}}},
+  year      = {{{year}}},
+  note      = {{Version {project.version(page.root)}}},
+  url       = {{{project.urls(page.root)["Documentation"]}chapters/{page.slug}.html}}
+}}
+```
+::::"""
 
 
 def table(header: tuple[str, ...], rows: list[tuple[object, ...]]) -> str:
