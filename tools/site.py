@@ -83,7 +83,8 @@ def card(title: str, cover: bytes | None, path: Path) -> None:
 def describe(doctree: Any) -> str:
     """The first lines of a page's text."""
     texts = [p.astext() for p in doctree.findall(nodes.paragraph) if not isinstance(p.parent, nodes.entry)]
-    return textwrap.shorten(next(filter(None, texts), ""), 200, placeholder=" …")
+    text = " ".join(next(filter(None, texts), "").split())
+    return text if len(text) <= 200 else f"{text[:199].rstrip()}…"
 
 
 def present(app: Any, pagename: str, templatename: str, context: dict[str, Any], doctree: Any) -> None:
