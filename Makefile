@@ -103,10 +103,11 @@ gettext: $(READY) ## collect the texts of the pages, renew the translations, tel
 picture: book ## draw the front page for README.md (needs Chromium)
 	@$(BIN)/python -m tools.picture
 
-# With .venv where there is one, else with PYTHON: where a GPU is, a Python with CUDA often is, and no network.
+# With .venv where there is one and PYTHON is not named: where a GPU is, a Python with CUDA often is, and no network.
 MINUTES ?= 8
 gpu: ## what only a GPU can show, in slices of MINUTES; the same command goes on
-	@$(if $(wildcard $(READY)),$(BIN)/python,$(PYTHON)) -m tools.gpu --minutes $(MINUTES)
+	@$(if $(and $(wildcard $(READY)),$(findstring file,$(origin PYTHON))),$(BIN)/python,$(PYTHON)) -m tools.gpu \
+	  --minutes $(MINUTES)
 
 fresh: $(READY) ## README's commands with everything downloaded anew, under each Python that is here (half an hour)
 	$(BIN)/python -m pytest -q -m fresh tests/test_first_minutes.py

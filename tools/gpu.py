@@ -42,6 +42,7 @@ GOAL = "Fashion-MNIST to 95 %"
 # The most that the CPU's scale leaves out comes first: text and vocabulary, training rows, the size of the networks.
 FIRST = ("emo", "soft_labels", "focal", "multilabel_softmax", "am_softmax", "spans", "accuracy")
 PACKAGES = ("lossbook", "benchmarks", "experiments")
+NAMED = "make gpu PYTHON=/path/to/python"
 GRACE = 40  # seconds: torchrun gives its processes 30 to end
 
 
@@ -277,7 +278,7 @@ def without_torch() -> str | None:
     """What to do where this Python has no torch, in one sentence, or None."""
     if importlib.util.find_spec("torch"):
         return None
-    return f"{sys.executable} has no torch; name a Python that has: make gpu PYTHON=/path/to/python"
+    return f"{sys.executable} has no torch; name a Python that has: {NAMED}."
 
 
 def without_gpu() -> str | None:
@@ -286,8 +287,8 @@ def without_gpu() -> str | None:
 
     if torch.cuda.is_available():
         return None
-    built = "" if torch.version.cuda else ", built without CUDA,"
-    return f"torch {torch.__version__}{built} sees no GPU on this machine, so there is nothing to run."
+    other = "" if torch.version.cuda else f"; it is built without CUDA, so name another Python if there is one: {NAMED}"
+    return f"torch {torch.__version__} sees no GPU on this machine{other}."
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
