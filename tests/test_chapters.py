@@ -103,6 +103,14 @@ VERDICTS = {
         "vectors": torch.randn(labels, size),
         "embeddings": torch.randn(labels, size),
     },
+    "spans": lambda torch, rows, labels, size: {
+        "features": torch.randn(2, 6, size),
+        "spans": [[(0, 1, 2), (2, 5, 5)], [(1, 0, 3)]],
+        "lengths": torch.tensor([6, 4]),
+        "length": 6,
+        "num_types": 3,
+        "size": size,
+    },
 }
 
 
@@ -399,6 +407,7 @@ FLIPS: dict[str, tuple[str, str]] = {
     "soft_labels": ("sigmoid(2 * (check_scores", "sigmoid(-2 * (check_scores"),
     "emo": ("(c_m.squeeze(-1) + (p", "(c_m.squeeze(-1) - (p"),
     "focal": ("math.log((1 - m) / m)", "math.log(m / (1 - m))"),
+    "spans": ("softplus(-s) - (1 - t) * log_rest", "softplus(-s) + (1 - t) * log_rest"),
 }
 
 
