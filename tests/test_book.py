@@ -407,7 +407,8 @@ class Links(html.parser.HTMLParser):
     def handle_starttag(self, tag, attributes):
         given = dict(attributes)
         self.anchors |= {given[k] for k in ("id", "name") if given.get(k)}
-        self.targets += [given[k] for k in ("href", "src") if given.get(k)]
+        if tag != "base":  # of the page at addresses that lead nowhere: where the book is on its server
+            self.targets += [given[k] for k in ("href", "src") if given.get(k)]
 
 
 @cache
@@ -496,7 +497,7 @@ def test_who_is_lost_finds_the_book(open_page, site):
     page.problems.clear()
     tab.goto(f"{book.geturl()}chapters/no/such.html")
     assert [text for text in page.problems if "404" not in text] == []
-    assert tab.locator("h1").inner_text() == "There is no such page"
+    assert tab.get_by_role("heading", name="There is no such page").is_visible()
     assert tab.evaluate("getComputedStyle(document.querySelector('.bd-sidebar-primary')).display") != "none"
     tab.locator("main a", has_text="front page").click()
     assert tab.locator("h1").first.inner_text().startswith("When should you replace")

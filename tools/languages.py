@@ -80,8 +80,8 @@ def translate_values(app: Any, doctree: Any) -> None:
 def spoken(app: Any, language: str, pages: list[str]) -> Iterator[None]:
     """Sphinx, its theme and its addresses in another language."""
     builder, own = app.builder, app.builder.get_target_uri
-    config = {"language": language, "html_baseurl": app.config.html_baseurl + folder(language)}
-    writer = {
+    config: dict[str, Any] = {"language": language, "html_baseurl": app.config.html_baseurl + folder(language)}
+    writer: dict[str, Any] = {
         "outdir": Path(app.outdir) / folder(language),
         "doctreedir": Path(app.doctreedir) / folder(language),
         "copysource": False,

@@ -81,9 +81,15 @@ def card(title: str, cover: bytes | None, path: Path) -> None:
 
 
 def describe(doctree: Any) -> str:
-    """The first lines of a page's text."""
-    texts = [p.astext() for p in doctree.findall(nodes.paragraph) if not isinstance(p.parent, nodes.entry)]
-    text = " ".join(next(filter(None, texts), "").split())
+    """The first lines of a page's text, with the question that they answer."""
+    first = next(
+        (p for p in doctree.findall(nodes.paragraph) if p.astext() and not isinstance(p.parent, nodes.entry)), None
+    )
+    if first is None:
+        return ""
+    above = first.parent[0] if isinstance(first.parent, nodes.admonition) else None
+    text = f"{above.astext()} {first.astext()}" if isinstance(above, nodes.title) else first.astext()
+    text = " ".join(text.split())
     return text if len(text) <= 200 else f"{text[:199].rstrip()}…"
 
 
