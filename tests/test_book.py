@@ -224,6 +224,30 @@ def test_what_all_pages_share_is_light(site):
     assert sum(path.stat().st_size for path in (site / "_static").rglob("*") if path.is_file()) <= 15_000_000
 
 
+@pytest.mark.parametrize("name", ["chapters/status", "chapters/speed"])
+def test_a_wide_table_on_a_phone_keeps_its_first_column(open_page, name):
+    table = open_page(f"{name}.html", width=390, height=844).tab.locator("main table").first
+    assert table.evaluate("t => t.scrollWidth > t.clientWidth")
+    moved = table.evaluate("""t => {
+      const left = () => [0, 1].map(i => t.rows[1].cells[i].getBoundingClientRect().left), before = left();
+      t.scrollLeft = 40;
+      return left().map((x, i) => x - before[i]);
+    }""")
+    assert moved == [0, -40]
+
+
+LETTERS = (
+    """() => [...document.querySelectorAll('.loss-map img')].map(i => 11 / 72 * 144 * i.clientWidth / i.naturalWidth)"""
+)
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_letters_on_the_map_can_be_read(open_page, width):
+    """Covers have letters of 11 points at 144 dots an inch."""
+    sizes = open_page("index.html", width=width).tab.evaluate(LETTERS)
+    assert min(sizes) >= 9
+
+
 @PARTS
 def test_without_scripts_a_page_has_its_text_and_pictures(open_page, chapter):
     tab = open_page(f"chapters/{chapter.slug}.html", scripts=False).tab
