@@ -79,7 +79,7 @@ AGAIN = {
 }
 
 CASES = [
-    Case("am_softmax_loss", cosines, CLASSES, (6, 5), am_softmax),
+    Case("am_softmax_loss", cosines, CLASSES, (6, 5), am_softmax, reasons=SUMMED_APART),
     Case(
         "margin_softmax_loss",
         cosines,
