@@ -69,8 +69,9 @@ class GlobalPointer(nn.Module):
         >>> scores[0, 0, 3, 1].item()  # it would end before it starts
         -inf
 
-    Source: Su Jianlin, scientific spaces 8373 (2021), and 8877 (2022) for the efficient form; the paper is Global
-    Pointer, arXiv 2208.03054. Rotary positions: RoFormer, arXiv 2104.09864.
+    Equation :eq:`spans-score` of the chapter, the efficient form :eq:`spans-efficient`. Source: Su Jianlin, scientific
+    spaces 8373 (2021), and 8877 (2022) for the efficient form; the paper is Global Pointer, arXiv 2208.03054. Rotary
+    positions: :eq:`spans-rotary`, RoFormer, arXiv 2104.09864.
     """
 
     def __init__(

@@ -41,6 +41,8 @@ def span_mask(lengths: Tensor, *, length: int | None = None, triangular: bool = 
         tensor([[ True,  True, False],
                 [False,  True, False],
                 [False, False, False]])
+
+    Equation :eq:`spans-mask` of the chapter.
     """
     if not isinstance(lengths, Tensor) or lengths.is_floating_point() or lengths.dtype == torch.bool:
         raise TypeError(f"lengths must be an integer tensor, got {describe(lengths)}")
@@ -95,6 +97,8 @@ def spans_to_index(
         <BLANKLINE>
                 [[-100],
                  [-100]]])
+
+    Equation :eq:`spans-index` of the chapter.
     """
     size, types = check_integer("length", length, low=0), check_integer("num_types", num_types, low=1)
     ignored = check_ignore_index(ignore_index)
@@ -149,6 +153,8 @@ def index_to_spans(index: Tensor, length: int, *, ignore_index: int = -100) -> l
     Example:
         >>> index_to_spans(torch.tensor([[[6], [0]], [[-100], [-100]]]), length=4)
         [[(0, 1, 2), (1, 0, 0)], []]
+
+    Equation :eq:`spans-back` of the chapter's evidence.
     """
     if not isinstance(index, Tensor) or index.is_floating_point() or index.dtype == torch.bool:
         raise TypeError(f"index must be an integer tensor, got {describe(index)}")
@@ -191,6 +197,8 @@ def decode_spans(
         [[(0, 0, 1), (0, 1, 2)]]
         >>> decode_spans(scores, overlaps=False)
         [[(0, 1, 2)]]
+
+    Equation :eq:`spans-decode` of the chapter's evidence.
     """
     scores = check_pairs(input)
     above = scores > check_number("threshold", threshold)
@@ -256,7 +264,7 @@ def decode_triples(
         >>> decode_triples(subjects, objects, heads, tails)
         [[(0, 1, 1, 2, 2)]]
 
-    Source: Su Jianlin, scientific spaces 8888 (2022), "GPLinker".
+    Equation :eq:`spans-triples` of the chapter. Source: Su Jianlin, scientific spaces 8888 (2022), "GPLinker".
     """
     matrices = {"subjects": subjects, "objects": objects, "heads": heads, "tails": tails}
     for name, scores in matrices.items():
@@ -300,6 +308,8 @@ def span_f1(predicted: Sequence[Iterable[Span]], true: Sequence[Iterable[Span]])
     Example:
         >>> span_f1([[(0, 1, 2), (1, 0, 0)], []], [[(0, 1, 2)], [(1, 0, 0)]])
         0.5
+
+    Equation :eq:`spans-f1` of the chapter's evidence.
     """
     return _f1(predicted, true)
 
@@ -310,6 +320,8 @@ def triple_f1(predicted: Sequence[Iterable[Triple]], true: Sequence[Iterable[Tri
     Example:
         >>> triple_f1([[(0, 1, 1, 2, 2)]], [[(0, 1, 1, 2, 2), (0, 1, 0, 2, 2)]]).__round__(4)
         0.6667
+
+    Equation :eq:`spans-f1` of the chapter's evidence.
     """
     return _f1(predicted, true)
 

@@ -92,7 +92,7 @@ def span_loss(
         >>> span_loss(scores, index, mask=span_mask(torch.tensor([3]))).item().__round__(4)  # log 6 + log 2
         2.4849
 
-    Source: Su Jianlin, scientific spaces 8373 (2021) and 8888 (2022).
+    Equation :eq:`spans-loss` of the chapter. Source: Su Jianlin, scientific spaces 8373 (2021) and 8888 (2022).
     """
     check_pairs(input)
     m = check_mask(mask, input.shape)
@@ -154,7 +154,7 @@ def power_bce(
         >>> power_bce(s, t, 4, reduction="none").round(decimals=4)  # 4 log 2, -log(15 / 16)
         tensor([2.7726, 0.0645])
 
-    Source: Su Jianlin, scientific spaces 7161 (2020).
+    Equation :eq:`spans-power` of the chapter's evidence. Source: Su Jianlin, scientific spaces 7161 (2020).
     """
     n = check_power(n)
     s = check_scores(input, rows=False)
