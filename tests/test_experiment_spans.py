@@ -10,6 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from experiments import spans as spans_module
+from experiments import spans_clipped
 from experiments.focal import IGNORED, Size
 from experiments.harness import SCALES, Job, Task
 from experiments.spans import (
@@ -417,3 +418,28 @@ def test_all_rivals_have_the_same_rates(scale):
         assert ("entity_f1" in task.metrics) == (task.name == NEWS)
         for grid in task.methods.values():
             assert tuple(settings["lr"] for settings in grid) == RATES[scale]
+
+
+def test_clipping_scales_long_gradients_down_and_leaves_short_ones():
+    short, long = (torch.nn.Parameter(torch.zeros(4)) for _ in range(2))
+    for parameter, length in ((short, 0.3), (long, 50.0)):
+        parameter.grad = torch.full((4,), length / 2)  # so long is a vector of four of these
+        optimizer = torch.optim.SGD([parameter], lr=1.0)
+        spans_clipped.clip(optimizer, (), {})
+        assert parameter.grad.norm().item() == pytest.approx(min(length, 1.0), rel=1e-4)
+
+
+def test_clipped_runs_clip_each_step_and_no_other(monkeypatch):
+    lengths = []
+
+    def runs(job):
+        parameter = torch.nn.Parameter(torch.zeros(4))
+        parameter.grad = torch.ones(4)
+        torch.optim.SGD([parameter], lr=1.0).step()
+        lengths.append(parameter.detach().norm().item())
+        return {"f1": 1.0}
+
+    monkeypatch.setattr(spans_module, "run", runs)
+    assert spans_clipped.run(None) == {"f1": 1.0}
+    runs(None)
+    assert lengths == pytest.approx([1, 2], rel=1e-4)
