@@ -84,7 +84,7 @@ bench: $(PEERS) ## time and memory beside other implementations, into data/resul
 # PROCESSES=8 uses more cores or all GPUs, SCALE=gpu is the full form. Killed, it goes on where it was.
 SCALE ?= cpu
 PROCESSES ?= 2
-experiments: $(READY) ## the losses on public data, into data/results (SCALE=cpu: an hour on two cores)
+experiments: $(READY) ## the losses on public data, into data/results (SCALE=cpu: three hours on two cores)
 	@$(BIN)/python -m lossbook.data fetch all
 	@for module in $(basename $(notdir $(filter-out %__init__.py %harness.py %advice.py, $(wildcard experiments/*.py)))); do \
 	  OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m torch.distributed.run --standalone --nproc-per-node $(PROCESSES) \
