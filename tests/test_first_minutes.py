@@ -105,7 +105,7 @@ def test_readme_has_no_command_that_is_not_tried_here():
 # ---------------------------------------------------------------- make book, in the order in which a stranger meets it
 
 
-def test_an_install_that_was_interrupted_says_so(stranger):
+def an_install_that_is_interrupted_says_so(stranger):
     settings = stranger.root / ".venv/pyvenv.cfg"
     before = settings.stat().st_mtime_ns
     told = stranger.interrupt("book", lambda: settings.stat().st_mtime_ns > before)  # Python has begun with .venv
@@ -114,7 +114,7 @@ def test_an_install_that_was_interrupted_says_so(stranger):
     assert not (stranger.root / ".venv/.ready").exists()
 
 
-def test_a_build_that_was_interrupted_says_so(stranger):
+def a_build_that_is_interrupted_says_so(stranger):
     stale = subprocess.run([sys.executable, "-m", "tools.execute", "--check"], cwd=stranger.root)
     assert stale.returncode == 0, "the last commit has stale notebooks; executing them here would take too long"
     told = stranger.interrupt("book", lambda: (stranger.root / "_build/html/_static").exists())
@@ -122,7 +122,7 @@ def test_a_build_that_was_interrupted_says_so(stranger):
     assert "Traceback" not in told
 
 
-def test_make_book_builds_the_pages_and_changes_nothing(stranger):
+def make_book_builds_the_pages_and_changes_nothing(stranger):
     done = stranger.make("book")
     assert done.returncode == 0, done.stderr
     page = stranger.root / "_build/html/index.html"
@@ -134,7 +134,7 @@ def test_make_book_builds_the_pages_and_changes_nothing(stranger):
     assert not left, "what programs keep, they keep in the folders for that"
 
 
-def test_a_second_make_book_ends_at_once_also_where_the_folder_moved(stranger):
+def a_second_one_ends_at_once_also_where_the_folder_moved(stranger):
     assert "Nothing has changed since the book was built." in stranger.make("book").stdout
     moved = stranger.root.rename(stranger.root.with_name("renamed"))
     try:
@@ -142,6 +142,14 @@ def test_a_second_make_book_ends_at_once_also_where_the_folder_moved(stranger):
         assert f"Open {moved}/_build/html/index.html" in stranger.make("book").stdout
     finally:
         stranger.root = moved.rename(here)
+
+
+def test_make_book_from_the_first_try_on(stranger):
+    """One test, since each step needs the one before."""
+    an_install_that_is_interrupted_says_so(stranger)
+    a_build_that_is_interrupted_says_so(stranger)
+    make_book_builds_the_pages_and_changes_nothing(stranger)
+    a_second_one_ends_at_once_also_where_the_folder_moved(stranger)
 
 
 def test_make_help_lists_every_target(stranger):
