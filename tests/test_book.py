@@ -15,6 +15,7 @@ from urllib.parse import unquote, urlparse
 
 import pytest
 import yaml
+from pypdf import PdfReader
 
 from tools import catalogues, languages, pdf, picture, project
 from tools.build import build
@@ -573,8 +574,13 @@ def test_the_book_is_printed_as_one_pdf(browser, tmp_path):
     assert tab.evaluate(pdf.PREPARE) == len(PAGES) - 1
     assert tab.locator(".print-contents a").count() == len(PAGES) - 1
     assert tab.locator(".link-notes li").count() >= 20
+    links = tab.evaluate("[...document.querySelectorAll('.print-contents a')].map(a => a.hash.slice(1))")
     tab.close()
     pdf.print_tab(browser, page, target)
+    starts = pdf.pages_of(target)
+    assert [starts[link] for link in links] == sorted(starts[link] for link in links)
+    contents = "\n".join(sheet.extract_text() for sheet in PdfReader(target).pages[:2])
+    assert all(re.search(rf"\b{starts[link]}\b", contents) for link in links), "the contents lack a page number"
     data = target.read_bytes()
     assert data.startswith(b"%PDF")
     assert max(int(count) for count in re.findall(rb"/Count (\d+)", data)) >= 100
