@@ -32,7 +32,8 @@ from tools.provenance import bare, commit
 RECORD = Path("data/results/compat.json")
 ENVIRONMENTS = ROOT / ".compat"
 COMMON = ("interface", "common", "exact", "memory")
-TESTS = (*(f"tests/test_{name}.py" for name in (*COMMON, *SLUGS)), *(f"lossbook/{slug}.py" for slug in SLUGS))
+MODULES = (*SLUGS, "spans", "distributed")
+TESTS = (*(f"tests/test_{name}.py" for name in (*COMMON, *MODULES)), *(f"lossbook/{name}.py" for name in MODULES))
 # What torch needs to load, and the tests beside it.
 NEEDED = ("filelock", "fsspec", "jinja2", "markupsafe", "mpmath", "networkx", "sympy", "typing_extensions")
 TESTED_WITH = (
@@ -249,7 +250,7 @@ def pytest_runtest_teardown() -> None:
 
 def code(root: Path = ROOT) -> dict[str, str]:
     """The modules of the losses and what they import, each with a digest of its code without remarks."""
-    imports = "\n".join(f"import lossbook.{slug}" for slug in SLUGS)
+    imports = "\n".join(f"import lossbook.{name}" for name in MODULES)
     return {name: digest(bare(read(root / name))) for name in module_files(imports, root)}
 
 
