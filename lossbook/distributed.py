@@ -11,7 +11,7 @@ it the default group. Over a mesh's copies of the shards nothing is summed: aver
 Before they compute, the ranks tell one another what they were given. So a shape, dtype or option that differs, an
 argument that one rank refuses, or a class index that no shard holds is the same error on every rank, and none waits for
 another. This takes a backend for CPU tensors, which ``init_process_group()`` makes beside NCCL. With NCCL alone nothing
-is compared, since to read the answers would be to wait for the device.
+is compared, since to read the answers would be to wait for the device. Class indices are compared where they lie on the CPU.
 
 A module of the same name wraps each function. Not for ``torch.compile`` and ``torch.func``.
 """
@@ -351,6 +351,7 @@ def _emo(
         if len(e) != s.shape[-1] or e.shape[1] == 0:
             raise ValueError(f"embedding must have the shape ({s.shape[-1]}, D), got {describe(e)}")
         t, counted = check_index(local(target), s.shape[:-1], ANY_CLASS, ignore_index)
+        t = t.masked_fill(~counted, -1)  # no class of any shard
         tensors = {"input": (s, -1), "target": (t, None), "embedding": (e, 0)}
         check_reduction(reduction)
         said = words(name, tensors, ignore_index=ignore_index, reduction=reduction)
@@ -379,6 +380,7 @@ def _read_vectors(
     z, w = local(embedding), local(weight)
     _check_shard(z, w)
     t, counted = check_index(local(target), z.shape[:-1], ANY_CLASS, ignore_index)
+    t = t.masked_fill(~counted, -1)  # no class of any shard
     share = _check_sample(sample)
     _check_generator(generator)
     lowered = Less(margin) if psi is None else check_psi(psi)

@@ -452,6 +452,10 @@ def fault(rank: int, size: int, name: str) -> tuple[str, str]:
         "no rows": lambda: sharded.sharded_multilabel_softmax_loss(*((s[:0], s[:0] > 0) if last else (s, s > 0))),
         "label beyond all shards": lambda: sharded.sharded_am_softmax_loss(z, w, torch.where(t == 10, 11, t)),
         "other labels": lambda: sharded.sharded_am_softmax_loss(z, w, t.flip(0) if last else t),
+        "labels of the same weighted sum": lambda: sharded.sharded_emo_loss(
+            s, t + torch.tensor([[2, -1, 0], [0, 0, 0]]) if last else t, e
+        ),
+        "ignored on one rank": lambda: sharded.sharded_am_softmax_loss(z, w, t.clamp(min=0) if last else t),
         "other dtype": lambda: sharded.sharded_emo_loss(s.double() if last else s, t, e),
         "other width": lambda: sharded.sharded_am_softmax_loss(z[..., :2] if last else z, w[:, :2] if last else w, t),
         "other option": lambda: sharded.sharded_am_softmax_loss(z, w, t, scale=20 if last else 30),
@@ -482,6 +486,8 @@ FAULTS = {
     "no rows": ("ValueError", r"rank 0: .* input float32 \(2, 3, C\).* rank \d: .* input float32 \(0, 3, C\)"),
     "label beyond all shards": ("ValueError", r"target must be class indices in \[0, 11\), .* got 11"),
     "other labels": ("ValueError", r"target must be the same on every rank, got other class indices on rank \d"),
+    "labels of the same weighted sum": ("ValueError", r"target must be the same on every rank"),
+    "ignored on one rank": ("ValueError", r"target must be the same on every rank"),
     "other dtype": ("ValueError", r"rank 0: .*float32 .* rank \d: .*float64"),
     "other width": ("ValueError", r"rank 0: .*\(C, 5\).* rank \d: .*\(C, 2\)"),
     "other option": ("ValueError", r"rank 0: .*scale=30.* rank \d: .*scale=20"),
@@ -598,6 +604,7 @@ def test_a_sample_keeps_all_targets_and_a_share_of_the_others(group: Ranks) -> N
         assert len(found["kept"]) == 48
     assert first == same
     assert first[0]["kept"] != other[0]["kept"]
+    assert not 0 == first[0]["kept"][0] == other[0]["kept"][0]  # an ignored row keeps no class
     half = 200 // group.size
     places = [{k - r * half for k in first[0]["kept"] if r * half <= k < (r + 1) * half} for r in range(group.size)]
     assert len(set(map(frozenset, places))) == group.size  # ranks seeded alike draw for themselves
