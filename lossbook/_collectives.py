@@ -113,6 +113,17 @@ def group_of(name: str, tensor: Any, dim: int, group: Group | None) -> Group:
     return found
 
 
+def check_whole(group: Group, **tensors: Any) -> None:
+    """Raise where a DTensor that these ranks must hold alike is cut between them, or a part of a sum."""
+    ranks = dist.get_process_group_ranks(group)
+    for name, x in tensors.items():
+        for i, p in enumerate(getattr(x, "placements", ())):
+            between = dist.get_process_group_ranks(x.device_mesh.get_group(i)) == ranks
+            if p.is_partial() or (p.is_shard() and between):
+                wanted = "must be the same on every rank, Replicate()"
+                raise ValueError(f"{name} {wanted}, got a DTensor with placements {tuple(x.placements)}")
+
+
 def local(tensor: Any) -> Any:
     """The part of a DTensor that this rank holds; anything else as it is."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor

@@ -11,7 +11,7 @@ it the default group. Over a mesh's copies of the shards nothing is summed: aver
 Before they compute, the ranks tell one another what they were given. So a shape, dtype or option that differs, an
 argument that one rank refuses, or a class index that no shard holds is the same error on every rank, and none waits for
 another. This takes a backend for CPU tensors, which ``init_process_group()`` makes beside NCCL. With NCCL alone nothing
-is compared, since to read the answers would be to wait for the device. Class indices are compared where they lie on the CPU.
+is compared, since to read the answers would be to wait for the device; nor are class indices on a device.
 
 A module of the same name wraps each function. Not for ``torch.compile`` and ``torch.func``.
 """
@@ -37,7 +37,7 @@ from lossbook._checks import (
     describe,
 )
 from lossbook._classifier import unit
-from lossbook._collectives import ANY_CLASS, Given, Group, agree, group_of, local, shared, words
+from lossbook._collectives import ANY_CLASS, Given, Group, agree, check_whole, group_of, local, shared, words
 from lossbook._common import LossModule, finite, reduce_loss, softplus
 from lossbook._margins import Less, Psi, check_psi, shaped
 from lossbook._sharded_classifier import ShardedCosineClassifier
@@ -182,6 +182,7 @@ def sharded_am_softmax_loss(
     2203.15565.
     """
     group = group_of("weight", weight, 0, group)
+    check_whole(group, embedding=embedding, target=target)
     options = (psi, margin, scale, sample, generator, ignore_index, reduction)
     read = partial(_read_vectors, embedding, weight, target, *options)
     (z, w, t, counted, margin_of, gamma, share), shards = agree(group, read)
@@ -344,6 +345,7 @@ def _emo(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """EMO and z of each row, and which rows count."""
     group = group_of("input", input, -1, group)
+    check_whole(group, target=target)
 
     def read() -> tuple[tuple[Tensor, ...], Given]:
         s = check_scores(local(input))

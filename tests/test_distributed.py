@@ -18,7 +18,7 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import lossbook as lb
@@ -525,6 +525,11 @@ def wrong_shard(rank: int) -> str:
         sharded.sharded_am_softmax_loss(
             torch.ones(3, 4), distribute_tensor(torch.ones(6, 4), mesh, [Shard(1)]), torch.arange(3)
         )
+    rows = distribute_tensor(torch.ones(6, 4), mesh, [Shard(0)])
+    sums = DTensor.from_local(torch.ones(3, 4), mesh, [Partial()])
+    for x in (rows, sums):  # each rank its own rows, or its own terms
+        with pytest.raises(ValueError, match=r"embedding must be the same on every rank, Replicate\(\), got a DTensor"):
+            sharded.sharded_am_softmax_loss(x, torch.ones(3, 4), torch.arange(3))
     return str(error.value)
 
 
