@@ -141,7 +141,7 @@ class Given:
         """Classes, the largest index and a hash of the indices, 0 where they cannot be looked at without waiting."""
         if self.index is None or not readable(self.index) or self.index.numel() == 0:
             return [self.classes, 0, 0]
-        return [self.classes, int(self.index.max()), zlib.crc32(self.index.contiguous().numpy())]
+        return [self.classes, int(self.index.max()), zlib.crc32(self.index.numpy().tobytes())]
 
 
 def words(function: str, tensors: Mapping[str, tuple[Tensor, int | None]], **options: Any) -> str:
