@@ -314,9 +314,9 @@ def test_download_and_colab_give_the_readers_notebook(site, chapter):
     (link,) = set(re.findall(r'href="([^"]+\.ipynb)"[^>]*download|href="(\.\./_sources/[^"]+\.ipynb)"', page)) or [()]
     target = (site / "chapters" / (link[0] or link[1])).resolve()
     assert target.read_bytes() == chapter.notebook_path.read_bytes()
-    repository = yaml.safe_load((ROOT / "_config.yml").read_text())["repository"]
-    path = repository["url"].removeprefix("https://github.com/")
-    colab = f"https://colab.research.google.com/github/{path}/blob/{repository['branch']}/chapters/{chapter.slug}.ipynb"
+    branch = yaml.safe_load((ROOT / "_config.yml").read_text())["repository"]["branch"]
+    path = project.urls()["Repository"].removeprefix("https://github.com/")
+    colab = f"https://colab.research.google.com/github/{path}/blob/{branch}/chapters/{chapter.slug}.ipynb"
     assert colab in page
 
 
