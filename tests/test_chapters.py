@@ -110,6 +110,9 @@ VERDICTS = {
         "length": 6,
         "num_types": 3,
         "size": size,
+        "bias": torch.zeros(3, 1, 1, requires_grad=True),
+        "target": torch.zeros(2, 3, 6, 6),
+        "F": torch.nn.functional,
     },
 }
 
