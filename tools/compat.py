@@ -46,6 +46,7 @@ TESTED_WITH = (
     "pytest",
     "scipy",
     "sortedcontainers",
+    "tqdm",
 )
 NO_DEVICE = 100  # cudaErrorNoDevice
 PER_TEST, PER_FILE = int(os.environ.get("LOSSBOOK_PER_TEST", "300")), 3600  # seconds
@@ -283,6 +284,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tools.compat", description=__doc__.split("\n\n")[0])
     parser.add_argument("versions", nargs="*", help="default: the oldest, a middle and the newest")
     parser.add_argument("--prepare", action="store_true", help="make the environments and stop")
+    parser.add_argument("--again", action="store_true", help="only what failed, if the code is the same")
     options = parser.parse_args()
     versions = options.versions or choose(served(), minimum(), newest())
     for version in versions:
@@ -299,17 +301,22 @@ def main() -> int:
         "code": code(),
         "torch": {},
     }
+    path = ROOT / RECORD
+    before = json.loads(read(path)) if options.again else {"code": {}, "torch": {}}
     for version in versions:
         numpy = output(str(python_of(version)), "-c", "import numpy; print(numpy.__version__)").strip()
         results: dict[str, Any] = {"numpy": numpy, "tests": {}, "failures": {}}
+        earlier = before["torch"].get(version, {}) if before["code"] == record["code"] else {}
         for name in tests:
+            if name in earlier.get("tests", {}) and name not in earlier["failures"]:
+                results["tests"][name] = earlier["tests"][name]
+                continue
             found, failures = run_file(python_of(version), name)
             results["tests"][name] = dict(found)
             if failures:
                 results["failures"][name] = failures
             print(f"torch {version}: {name}: " + ", ".join(f"{n} {kind}" for kind, n in found.items()), flush=True)
         record["torch"][version] = results
-    path = ROOT / RECORD
     path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     failed = sum(c["failed"] for result in record["torch"].values() for c in result["tests"].values())
     print(f"{RECORD}: {failed or 'no'} failures")
