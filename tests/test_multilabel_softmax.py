@@ -267,6 +267,22 @@ def test_sparse_takes_any_padding_value(road):
     torch.testing.assert_close(sparse_multilabel_softmax_loss(s, index, ignore_index=3), multilabel_softmax_loss(s, t))
 
 
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("none", [False, True])
+@pytest.mark.parametrize("form", ["dense", "float", "sparse"])
+def test_scores_far_on_their_right_side_stay_on_the_fast_road(form, none, masked, monkeypatch):
+    t = torch.tensor([[1, 0, 1, 0], [0, 0, 0, 0] if none else [0, 1, 0, 0]], dtype=torch.bool)
+    s = torch.where(t, 200.0, -200.0).requires_grad_()
+    mask = torch.tensor([True, True, True, False]) if masked else None
+    monkeypatch.setattr(module, "two_sides", lambda *_: pytest.fail("the formula was called"))
+    if form == "sparse":
+        loss = sparse_multilabel_softmax_loss(s, indices(t), mask=mask)
+    else:
+        loss = multilabel_softmax_loss(s, t.float() if form == "float" else t, mask=mask)
+    loss.backward()
+    assert loss == 0 and not s.grad.any()
+
+
 # ------------------------------------------------------------------------------------------------------- dead accurate
 
 

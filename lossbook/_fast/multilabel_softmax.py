@@ -102,6 +102,8 @@ def indexed_sums(
             own_mask = mask.gather(-1, index)
             first &= own_mask
         own = torch.exp(shift - s.gather(-1, index))
+        if some is not None:
+            own.masked_fill_(~some, 0)  # label 0 stands in the place of none and may be far below
         pos = torch.mul(own, first).sum(-1)
         e = torch.sub(s, shift, out=e).mul_(LOG2_E) if shift else torch.mul(s, LOG2_E, out=e)
         e.exp2_()
