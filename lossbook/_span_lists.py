@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lossbook._checks import (
+    _check_tensor,
     check_flag,
     check_floating,
     check_ignore_index,
@@ -44,10 +45,7 @@ def span_mask(lengths: Tensor, *, length: int | None = None, triangular: bool = 
 
     Equation :eq:`spans-mask` of the chapter.
     """
-    if not isinstance(lengths, Tensor) or lengths.is_floating_point() or lengths.dtype == torch.bool:
-        raise TypeError(f"lengths must be an integer tensor, got {describe(lengths)}")
-    if lengths.dim() != 1:
-        raise ValueError(f"lengths must have the shape (B,), got {describe(lengths)}")
+    lengths = _one_each(lengths)
     longest = int(lengths.max()) if lengths.numel() else 0
     size = longest if length is None else check_integer("length", length, low=0)
     if longest > size or (lengths.numel() and int(lengths.min()) < 0):
@@ -104,11 +102,12 @@ def spans_to_index(
     ignored = check_ignore_index(ignore_index)
     if 0 <= ignored < size * size:
         raise ValueError(f"ignore_index must be no position, below 0 or from {size * size} on, got {ignored}")
-    real = [size] * len(spans) if lengths is None else [int(n) for n in lengths]
-    if len(real) != len(spans) or any(not 0 <= n <= size for n in real):
-        raise ValueError(f"lengths must be {len(spans)} numbers in [0, {size}], one a sentence, got {real}"[:300])
+    given, triangular = _lists("spans", spans, "type, start, end"), check_flag("triangular", triangular)
+    real = [size] * len(given) if lengths is None else _integers(lengths)
+    if len(real) != len(given) or any(not 0 <= n <= size for n in real):
+        raise ValueError(f"lengths must be {len(given)} numbers in [0, {size}], one a sentence, got {real}"[:300])
     rows: list[list[list[int]]] = []
-    for i, (found, tokens) in enumerate(zip(spans, real, strict=True)):
+    for i, (found, tokens) in enumerate(zip(given, real, strict=True)):
         row: list[list[int]] = [[] for _ in range(types)]
         for span in found:
             kind, start, end = _span(span, i, types, tokens, triangular)
@@ -122,9 +121,39 @@ def spans_to_index(
     return index
 
 
-def _span(span: Iterable[int], sentence: int, types: int, tokens: int, triangular: bool) -> Span:
+def _check_integers(tensor: Tensor, name: str) -> Tensor:
+    _check_tensor(tensor, name, " of integers")
+    if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
+        raise TypeError(f"{name} must be an integer tensor, got {describe(tensor)}")
+    return tensor.long()  # torch computes little in the unsigned dtypes
+
+
+def _one_each(lengths: Tensor) -> Tensor:
+    lengths = _check_integers(lengths, "lengths")
+    if lengths.dim() != 1:
+        raise ValueError(f"lengths must have the shape (B,), got {describe(lengths)}")
+    return lengths
+
+
+def _integers(lengths: Sequence[int] | Tensor) -> list[int]:
+    if isinstance(lengths, Tensor):
+        return [int(n) for n in _one_each(lengths).tolist()]
+    if not isinstance(lengths, Iterable):
+        raise TypeError(f"lengths must be integers, one a sentence, got {describe(lengths)}")
+    return [check_integer("each of lengths", n) for n in lengths]
+
+
+def _lists(name: str, given: Iterable[Iterable[Iterable[int]]], parts: str) -> list[list[list[int]]]:
+    """For each sentence its spans or triples."""
+    try:
+        return [[list(one) for one in row] for row in given]
+    except TypeError:
+        wanted = f"a list for each sentence, [[({parts}), ...], ...]"
+        raise TypeError(f"{name} must hold {wanted}, got {describe(given)}") from None
+
+
+def _span(parts: list[int], sentence: int, types: int, tokens: int, triangular: bool) -> Span:
     """The span as three integers, or the error that names it."""
-    parts = list(span)
     if len(parts) != 3:
         raise TypeError(f"a span must be (type, start, end), got {str(parts)[:60]} in sentence {sentence}")
     kind, start, end = (check_integer(n, x) for n, x in zip(("type", "start", "end"), parts, strict=True))
@@ -156,8 +185,7 @@ def index_to_spans(index: Tensor, length: int, *, ignore_index: int = -100) -> l
 
     Equation :eq:`spans-back` of the chapter's evidence.
     """
-    if not isinstance(index, Tensor) or index.is_floating_point() or index.dtype == torch.bool:
-        raise TypeError(f"index must be an integer tensor, got {describe(index)}")
+    index = _check_integers(index, "index")
     if index.dim() != 3:
         raise ValueError(f"index must have the shape (B, num_types, k), got {describe(index)}")
     size, ignored = check_integer("length", length, low=0), check_ignore_index(ignore_index)
@@ -181,7 +209,7 @@ def decode_spans(
         mask: Boolean, broadcastable to ``input``, as :func:`span_mask` makes it; where it is False there is no span.
         threshold: The score that a span must exceed.
         overlaps: False takes spans by their score, the highest first, and leaves out what shares a token with one taken
-            before, of whatever type.
+            before, of whatever type, and pairs whose end is before their start, which hold no token.
 
     Returns:
         For each sentence its (type, start, end), by start, end and type.
@@ -223,7 +251,7 @@ def _apart(scored: list[tuple[float, Span]]) -> list[Span]:
     kept = []
     for _, span in sorted(scored, key=lambda pair: -pair[0]):
         tokens = set(range(span[1], span[2] + 1))
-        if not tokens & taken:
+        if tokens and not tokens & taken:
             taken |= tokens
             kept.append(span)
     return kept
@@ -268,8 +296,10 @@ def decode_triples(
     """
     matrices = {"subjects": subjects, "objects": objects, "heads": heads, "tails": tails}
     for name, scores in matrices.items():
+        check_pairs(scores, name)
+    for name, scores in matrices.items():
         wanted = (len(subjects), 1 if name in ("subjects", "objects") else heads.shape[1], *subjects.shape[2:])
-        if tuple(check_pairs(scores, name).shape) != wanted:
+        if tuple(scores.shape) != wanted:
             raise ValueError(f"{name} must have the shape {wanted}, got {describe(scores)}")
     s_0 = check_number("threshold", threshold)
     starts = decode_spans(subjects, mask=mask, threshold=s_0)
@@ -303,6 +333,7 @@ def span_f1(predicted: Sequence[Iterable[Span]], true: Sequence[Iterable[Span]])
         ``2 right / (predicted + true)``, 0 where there is nothing to count.
 
     Raises:
+        TypeError: A span is not three integers.
         ValueError: There is no sentence, or the numbers of sentences differ.
 
     Example:
@@ -311,7 +342,7 @@ def span_f1(predicted: Sequence[Iterable[Span]], true: Sequence[Iterable[Span]])
 
     Equation :eq:`spans-f1` of the chapter's evidence.
     """
-    return _f1(predicted, true)
+    return _f1(predicted, true, "type, start, end")
 
 
 def triple_f1(predicted: Sequence[Iterable[Triple]], true: Sequence[Iterable[Triple]]) -> float:
@@ -323,12 +354,22 @@ def triple_f1(predicted: Sequence[Iterable[Triple]], true: Sequence[Iterable[Tri
 
     Equation :eq:`spans-f1` of the chapter's evidence.
     """
-    return _f1(predicted, true)
+    return _f1(predicted, true, "subject start, subject end, predicate, object start, object end")
 
 
-def _f1(predicted: Sequence[Iterable[tuple[int, ...]]], true: Sequence[Iterable[tuple[int, ...]]]) -> float:
-    if len(predicted) != len(true) or not len(true):
-        raise ValueError(f"predicted and true must have one list a sentence, got {len(predicted)} and {len(true)}")
-    pairs = [({*map(tuple, p)}, {*map(tuple, t)}) for p, t in zip(predicted, true, strict=True)]
+def _f1(predicted: Iterable[Iterable[Iterable[int]]], true: Iterable[Iterable[Iterable[int]]], parts: str) -> float:
+    found, wanted = _sets("predicted", predicted, parts), _sets("true", true, parts)
+    if len(found) != len(wanted) or not wanted:
+        raise ValueError(f"predicted and true must have one list a sentence, got {len(found)} and {len(wanted)}")
+    pairs = list(zip(found, wanted, strict=True))
     counted = sum(len(p) + len(t) for p, t in pairs)
     return 2 * sum(len(p & t) for p, t in pairs) / max(counted, 1)
+
+
+def _sets(name: str, given: Iterable[Iterable[Iterable[int]]], parts: str) -> list[set[tuple[int, ...]]]:
+    rows = _lists(name, given, parts)
+    for one in (one for row in rows for one in row):
+        if len(one) != parts.count(",") + 1:
+            raise TypeError(f"{name} must hold ({parts}), got {str(one)[:60]}")
+        one[:] = [check_integer(f"each number of {name}", n) for n in one]
+    return [set(map(tuple, row)) for row in rows]

@@ -96,28 +96,19 @@ def span_loss(
     """
     check_pairs(input)
     m = check_mask(mask, input.shape)
-    if m is not None:
-        m = m.expand(input.shape).flatten(-2)
-        _refuse_outside(m, index, ignore_index)
-    return sparse_multilabel_softmax_loss(
-        input.flatten(-2),
-        index,
-        mask=m,
-        threshold=threshold,
-        ignore_index=ignore_index,
-        reduction=reduction,
+    m = m if m is None else m.expand(input.shape).flatten(-2)
+    loss = sparse_multilabel_softmax_loss(
+        input.flatten(-2), index, mask=m, threshold=threshold, ignore_index=ignore_index, reduction=reduction
     )
+    if m is not None and m.numel() and readable(index, m):
+        _refuse_outside(m, index.long(), ignore_index)
+    return loss
 
 
 def _refuse_outside(mask: Tensor, index: Tensor, ignore_index: int) -> None:
-    """A span outside the mask would vanish from the labels."""
-    if not isinstance(index, Tensor) or index.shape[:-1] != mask.shape[:-1]:
-        return  # the loss says what is wrong
-    if index.is_floating_point() or not readable(index, mask):
-        return
+    """A span outside the mask would vanish from the labels; ``index`` is one that the loss has taken."""
     given = index != check_ignore_index(ignore_index)
-    given &= (index >= 0) & (index < mask.shape[-1])
-    lost = given & ~mask.gather(-1, index.long().masked_fill(~given, 0))
+    lost = given & ~mask.gather(-1, index.masked_fill(~given, 0))
     if bool(lost.any()):
         length = math.isqrt(mask.shape[-1])
         sentence, kind, _ = lost.nonzero()[0].tolist()

@@ -190,10 +190,59 @@ def test_other_wrong_labels():
         index_to_spans(torch.tensor([1]), 4)
     with pytest.raises(TypeError, match="index must be an integer tensor"):
         index_to_spans(torch.zeros(1, 1, 1), 4)
-    with pytest.raises(TypeError, match="lengths must be an integer tensor, got list"):
+    with pytest.raises(TypeError, match="lengths must be a tensor of integers, got list"):
         span_mask([3])
     with pytest.raises(ValueError, match=r"lengths must lie in \[0, 4\], got 3 to 5"):
         span_mask(LENGTHS, length=4)
+
+
+SCORES, WIDE, FLOATS = torch.zeros(1, 1, 3, 3), torch.zeros(1, 2, 3, 3), torch.zeros(1, 1, 1)
+NESTED = r"must hold a list for each sentence, \[\[\("
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "text"),
+    [
+        (lambda: decode_triples([1], SCORES, WIDE, WIDE), TypeError, "subjects must be a tensor of scores, got list"),
+        (lambda: decode_triples(SCORES, SCORES, [1], WIDE), TypeError, "heads must be a tensor of scores, got list"),
+        (lambda: decode_triples(FLOATS[0, 0, 0], SCORES, WIDE, WIDE), ValueError, "subjects must have the shape"),
+        (lambda: decode_triples(SCORES, SCORES, FLOATS[0, 0], WIDE), ValueError, "heads must have the shape"),
+        (lambda: decode_spans([1]), TypeError, "input must be a tensor of scores, got list"),
+        (lambda: decode_spans(SCORES.long()), TypeError, "input must be float16, .* got int64"),
+        *(
+            (lambda f=f, wrong=wrong: f(wrong, [[]]), TypeError, f"predicted {NESTED}")
+            for f in (span_f1, triple_f1)
+            for wrong in (None, 3, [1], [(0, 1, 2)], FLOATS[0], {1})
+        ),
+        (lambda: span_f1([[]], [[(0, 1)]]), TypeError, r"true must hold \(type, start, end\), got \[0, 1\]"),
+        (lambda: span_f1("a", "a"), TypeError, r"predicted must hold \(type, start, end\), got \['a'\]"),
+        (lambda: triple_f1([[(0, 1, 2)]], [[]]), TypeError, r"predicted must hold \(subject start, .* got \[0, 1, 2\]"),
+        (lambda: span_f1([[(0, [1], 2)]], [[]]), TypeError, "each number of predicted must be an integer, got list"),
+        *((lambda w=w: spans_to_index(w, 3, 1), TypeError, f"spans {NESTED}") for w in (None, 3, [1], [(0, 1, 2)])),
+        (lambda: spans_to_index([[]], 3, 1, lengths=3), TypeError, "lengths must be integers, one a sentence, got int"),
+        (lambda: spans_to_index([[]], 3, 1, lengths=[2.7]), TypeError, "each of lengths must be an integer, got float"),
+        (lambda: spans_to_index([[]], 3, 1, lengths=FLOATS), TypeError, "lengths must be an integer tensor"),
+        (lambda: spans_to_index([[]], 3, 1, lengths=LENGTHS[None]), ValueError, r"lengths must have the shape \(B,\)"),
+        (lambda: spans_to_index([[]], 3, 1, triangular="no"), TypeError, "triangular must be True or False"),
+        (lambda: index_to_spans([[[1]]], 3), TypeError, "index must be a tensor of integers, got list"),
+        (lambda: index_to_spans(FLOATS.cfloat(), 3), TypeError, "index must be an integer tensor, got complex64"),
+        (lambda: index_to_spans(FLOATS.long().to_sparse(), 3), TypeError, "index must be a dense tensor"),
+        (lambda: span_mask(FLOATS[0, 0].cfloat()), TypeError, "lengths must be an integer tensor, got complex64"),
+        (lambda: span_loss(SCORES, FLOATS.cfloat(), mask=SCORES == 0), TypeError, "index must be class indices"),
+        (lambda: span_loss(SCORES, FLOATS.long().to_sparse(), mask=SCORES == 0), TypeError, "index must be a dense"),
+    ],
+)
+def test_what_is_no_list_or_tensor_is_told_in_a_sentence(call, error, text):
+    with pytest.raises(error, match=text):
+        call()
+
+
+def test_any_integer_counts():
+    spans = torch.tensor([[[0, 1, 2]]])
+    assert span_f1(spans, [[(0, 1, 2)]]) == span_f1(spans.numpy(), iter([[(0, 1, 2)]])) == 1
+    assert span_mask(LENGTHS.to(torch.uint16)).shape == (2, 1, 5, 5)
+    index = torch.tensor([[[1]]], dtype=torch.uint16)
+    assert span_loss(SCORES, index, mask=SCORES == 0) == span_loss(SCORES, index)
 
 
 # ------------------------------------------------------------------------------------------------------- the loss
@@ -231,6 +280,21 @@ def test_a_span_outside_the_mask_is_an_error():
         span_loss(drawn(2, 2, 5, 5), index, mask=span_mask(LENGTHS, length=5))
 
 
+@pytest.mark.parametrize("k", [0, 1])
+@pytest.mark.parametrize("shape", [(2, 1, 0, 0), (0, 1, 3, 3), (2, 0, 3, 3)])
+def test_nothing_to_score_is_a_loss_of_zero(shape, k):
+    scores = torch.zeros(shape, requires_grad=True)
+    index = torch.full((*shape[:2], k), -100)
+    for mask in (None, torch.ones(shape, dtype=torch.bool)):
+        loss = span_loss(scores, index, mask=mask)
+        assert loss.item() == 0
+        loss.backward()
+        assert span_loss(scores, index, mask=mask, reduction="none").shape == shape[:2]
+    if shape[-1] == 0 and k:
+        with pytest.raises(ValueError, match=r"index must be class indices in \[0, 0\)"):
+            span_loss(scores, index * 0, mask=mask)
+
+
 # -------------------------------------------------------------------------------------------------- what is read off
 
 
@@ -254,6 +318,13 @@ def test_spans_by_loops_and_without_overlaps():
         for a, i, j in found[b]:  # what is left out meets one that is at least as high
             meets = [s for s in apart[b] if s[1] <= j and i <= s[2] and scores[(b, *s)] >= scores[b, a, i, j]]
             assert meets
+
+
+def test_a_pair_that_ends_before_it_starts_holds_no_token():
+    scores = torch.full((1, 1, 3, 3), -1.0)
+    scores[0, 0, 2, 0], scores[0, 0, 0, 1], scores[0, 0, 1, 2] = 5.0, 2.0, 1.0
+    assert decode_spans(scores, overlaps=False) == [[(0, 0, 1)]]
+    assert decode_spans(scores) == [[(0, 0, 1), (0, 1, 2), (0, 2, 0)]]
 
 
 def test_triples_by_loops():
