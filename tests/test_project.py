@@ -4,6 +4,7 @@ import datetime
 import re
 import shutil
 import subprocess
+import tomllib
 
 import pytest
 import yaml
@@ -99,6 +100,20 @@ def test_what_readme_says_the_losses_are_is_what_there_is():
 # ---------------------------------------------------------------- a release
 
 
+def classifiers(root=ROOT):
+    """What pyproject.toml says of how far the package is."""
+    declared = tomllib.loads(read(root / "pyproject.toml"))["project"]["classifiers"]
+    return [one for one in declared if one.startswith("Development Status")]
+
+
+def test_the_index_is_told_beta_before_1_0_and_stable_from_then_on(copy):
+    assert classifiers() == [release.status(project.version())]
+    release.set_version("0.2.0.dev0", copy)
+    assert classifiers(copy) == ["Development Status :: 4 - Beta"]
+    release.set_version("1.0.0", copy)
+    assert classifiers(copy) == ["Development Status :: 5 - Production/Stable"]
+
+
 def test_one_command_makes_a_release_and_another_goes_on(copy):
     log = copy / "CHANGELOG.md"
     log.write_text("# Changelog\n\n## Unreleased\n\n### Added\n\n- Much.\n\n## 0.1.0 - 2020-01-01\n\n- First.\n")
@@ -109,8 +124,10 @@ def test_one_command_makes_a_release_and_another_goes_on(copy):
     cited = yaml.safe_load(read(copy / "CITATION.cff"))
     assert (cited["version"], cited["date-released"]) == ("7.0.0", today)
     assert release.notes(read(log), "7.0.0") == "### Added\n\n- Much."
+    assert classifiers(copy) == ["Development Status :: 5 - Production/Stable"]
     release.set_version("7.1.0.dev0", copy)
     assert (project.ref(copy), project.released(copy)) == ("main", None)
+    assert classifiers(copy) == ["Development Status :: 5 - Production/Stable"], "1.0 promised it for good"
     assert "date-released" not in read(copy / "CITATION.cff")
     assert release.notes(read(log), "0.1.0") == "- First."
     for version, said in {

@@ -1,8 +1,9 @@
 """Releases: ``python -m tools.release 1.0.0`` makes the version, ``python -m tools.release`` tries it.
 
-The first writes the version and today's date into ``lossbook/__init__.py``, ``CHANGELOG.md`` and ``CITATION.cff``. The
-second, which is ``make release-check``, tries what would be published, step by step; ``dist`` then holds it. With
-``--notes`` it prints what the changelog says of the version.
+The first writes the version and today's date into ``lossbook/__init__.py``, ``CHANGELOG.md`` and ``CITATION.cff``, and
+into ``pyproject.toml`` what the version promises: beta before 1.0.0, stable from then on. The second, which is ``make
+release-check``, tries what would be published, step by step; ``dist`` then holds it. With ``--notes`` it prints what
+the changelog says of the version.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from tools.chapters import ROOT, all_notebooks, code_cells, read
 
 UNRELEASED = "## Unreleased\n"
 LARGEST = 1_000_000  # bytes of a wheel
+STATUS = re.compile(r'(?<=")Development Status :: [^"]+')
 # Every public name is there, with nothing installed beside torch and numpy.
 IMPORTS = """
 import sys, lossbook
@@ -42,6 +44,16 @@ class FailedError(Exception):
 # ------------------------------------------------------------------------------------------------------- the version
 
 
+def status(version: str) -> str:
+    """The classifier of the package index for what a version promises.
+
+    Example:
+        >>> status("0.9.0"), status("1.1.0.dev0")
+        ('Development Status :: 4 - Beta', 'Development Status :: 5 - Production/Stable')
+    """
+    return f"Development Status :: {'4 - Beta' if version.startswith('0.') else '5 - Production/Stable'}"
+
+
 def set_version(version: str, root: Path = ROOT) -> None:
     """Write a version wherever it stands; one without ``dev`` gets what the changelog holds under "Unreleased".
 
@@ -50,13 +62,14 @@ def set_version(version: str, root: Path = ROOT) -> None:
     """
     if not re.fullmatch(r"\d+\.\d+\.\d+(\.dev\d+)?", version):
         raise FailedError(f"{version} is no version: three numbers, such as 1.0.0, or 1.1.0.dev0 after a release")
-    log, init = root / "CHANGELOG.md", root / "lossbook/__init__.py"
+    log, init, settings = (root / name for name in ("CHANGELOG.md", "lossbook/__init__.py", "pyproject.toml"))
     if "dev" not in version:
         if not notes(read(log), "Unreleased"):
             raise FailedError("CHANGELOG.md has nothing under Unreleased")
         dated = f"{UNRELEASED}\n## {version} - {datetime.date.today().isoformat()}\n"
         log.write_text(read(log).replace(UNRELEASED, dated, 1), encoding="utf-8")
     init.write_text(project.VERSION.sub(f'__version__ = "{version}"', read(init)), encoding="utf-8")
+    settings.write_text(STATUS.sub(status(version), read(settings)), encoding="utf-8")
     project.main(root)
 
 
@@ -104,6 +117,8 @@ def version() -> str:
         raise FailedError(f"{project.version()} is no release; `python -m tools.release 1.0.0` makes one")
     if not project.released() or not notes(read(ROOT / "CHANGELOG.md"), project.version()):
         raise FailedError(f"CHANGELOG.md has no section '## {project.version()} - date' with a text")
+    if status(project.version()) not in STATUS.findall(read(ROOT / "pyproject.toml")):
+        raise FailedError(f"pyproject.toml does not say '{status(project.version())}'")
     if (project.readme(), project.citation()) != (read(ROOT / "README.md"), read(ROOT / "CITATION.cff")):
         raise FailedError("README.md or CITATION.cff is stale: python -m tools.project")
     return f"{project.version()}, {project.released()}"
