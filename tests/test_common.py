@@ -8,8 +8,10 @@ import inspect
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -345,6 +347,35 @@ def test_a_torch_without_its_private_calls_gives_the_same(call: Call, monkeypatc
     assert torch.allclose(value, right, rtol=1e-5)
     for ours, theirs in zip(gradients(call, value), slope, strict=True):
         assert torch.allclose(ours, theirs, rtol=1e-4, atol=1e-6)
+
+
+SURE = (30 * ALL[0].tensors[0].detach()).requires_grad_()
+TOPS = (SURE.amax(-1, keepdim=True) == SURE).float()
+LENGTHS, PAIRS = torch.tensor([3, 5]), SURE.detach()[:, :4].reshape(4, 1, 2, 2)
+MORE: dict[str, Callable[[], Any]] = {  # sure rows, options and helpers that take other roads
+    "max_positives": lambda: lossbook.subset_softmax_loss(SURE, TOPS, max_positives=3),
+    "focal, soft targets": lambda: lossbook.softmax_focal_loss(SURE, TOPS, reduction="none"),
+    "truncated, soft targets": lambda: lossbook.soft_truncated_cross_entropy(SURE, TOPS, reduction="none"),
+    "span_mask": lambda: lossbook.span_mask(LENGTHS),
+    "decode_spans": lambda: lossbook.decode_spans(PAIRS, overlaps=False),
+    "decode_triples": lambda: lossbook.decode_triples(*[PAIRS + 9] * 4),
+}
+
+
+@pytest.mark.parametrize("call", [*ALL, *MORE.values()], ids=[*map(ids, ALL), *MORE])
+def test_the_default_device_is_not_asked(call: Callable[[], Any]) -> None:
+    """Beside tensors on the CPU nothing is made on another device: an error there, on meta a result that is wrong."""
+    leaves = [call.tensors[i] for i in call.scores] if isinstance(call, Call) else [SURE]
+
+    def found() -> tuple[Any, ...]:
+        torch.manual_seed(0)
+        result = call()
+        return result, *(torch.autograd.grad(x.sum(), leaves) for x in tensors_of(result) if x.requires_grad)
+
+    right = found()
+    with torch.device("meta"):
+        other = found()
+    assert repr(other) == repr(right)
 
 
 DTENSOR = """

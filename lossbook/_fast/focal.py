@@ -321,7 +321,7 @@ def _sure(p: Tensor) -> tuple[Tensor, Tensor]:
     """The class with a probability above 1/2, else the first one; and its 1 - p, the sum of the others."""
     if p.is_cpu:  # argmax takes twice as long as a softmax there
         mark = torch.threshold(p, 0.5, 0.0).ceil_()
-        number = mark.mul_(torch.arange(p.shape[-1], dtype=p.dtype)).sum(-1, keepdim=True)
+        number = mark.mul_(torch.arange(p.shape[-1], dtype=p.dtype, device=p.device)).sum(-1, keepdim=True)
         sure = number.nan_to_num_().long()
     else:
         sure = p.argmax(-1, keepdim=True)

@@ -93,7 +93,7 @@ def indexed_sums(
             last = at.amax(-1, keepdim=True)
             index, some = torch.where(given, index, last).clamp_(min=0), last >= 0
         e = s.new_empty(s.shape)
-        place = torch.arange(index.shape[-1], dtype=s.dtype).expand(index.shape)
+        place = torch.arange(index.shape[-1], dtype=s.dtype, device=s.device).expand(index.shape)
         first = e.scatter_(-1, index, place).gather(-1, index) == place  # of repeats one stays
         if some is not None:
             first &= some
@@ -159,7 +159,7 @@ def exchanged_sets(
             other[0][0], other[1][0] = 0, 0
             total = (taken * other[0]).sum(0)
         else:
-            steps = torch.arange(degree + 1)
+            steps = torch.arange(degree + 1, device=s.device)
             fits = (steps - steps.unsqueeze(-1)).unsqueeze(-1) <= room[0].reshape(-1)  # (a, b, rows)
             fits[0, 0] = False
             other = torch.einsum("abr,br->ar", fits.double(), gained), torch.einsum("abr,ar->br", fits.double(), taken)
