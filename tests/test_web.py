@@ -5,15 +5,18 @@ import re
 import shutil
 import subprocess
 
+import nbformat
 import pytest
 from babel.messages.catalog import Catalog
 from babel.messages.pofile import write_po
 from PIL import Image
 from pybtex.database import parse_string
 
-from tools import catalogues, generated, project, site
+from lossbook.advice import predictions
+from tools import catalogues, generated, languages, project, site
 from tools.chapters import ROOT, all_chapters, read
 from tools.limits import CODE_SPAN, ROLE
+from tools.provenance import record_sentence
 
 CATALOGUES = [(language, page) for language, pages in catalogues.languages().items() for page in pages]
 
@@ -86,6 +89,37 @@ def test_values_of_cells_are_said_phrase_by_phrase():
     assert catalogues.say("0.66", phrases) == "0.66"
 
 
+def latin(text):
+    """The English words of a text, without code and names."""
+    names = r"EXACT|BCE|EMO|softmax|micro|mixup|alpha|AMD EPYC|cpu|torch|[a-z0-9_./*-]+\.(?:py|json)"
+    return re.findall(r"[A-Za-z]{3,}", re.sub(rf"`[^`]*`|\b(?:{names})\b", "", text))
+
+
+def test_what_cells_print_and_records_say_is_translated():
+    """The table of all verdicts and the claims of the page that has a catalogue; record sentences of every kind."""
+    phrases = catalogues.translations("zh_CN", catalogues.PHRASES)
+    notebook = nbformat.reads(read(ROOT / "chapters/choosing.ipynb"), as_version=4)
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    (table,) = [output.data["text/html"] for output in outputs if "text/html" in output.get("data", {})]
+    names = {name for each in predictions() for task in each.verdicts() for name in re.split("[, ]", task.task)[:1]}
+    said = [text for text in re.findall(r"(?<=>)[^<>]+(?=<)", languages.say_table(table, phrases)) if text.strip()]
+    assert len(said) > 400
+    own = {word for name in names for word in re.findall(r"[A-Za-z]{3,}", name)} - {"rate"}
+    assert {text for text in said if set(latin(text)) - own} == set()
+    printed = [line for output in outputs if output.output_type == "stream" for line in output.text.splitlines()]
+    claims = [line for line in printed if line.startswith("✓")]
+    assert len(claims) > 3
+    assert [line for line in claims if latin(catalogues.say(line, phrases))] == []
+    sentence = (
+        "Record `a.json`: 3 runs at scale cpu, 1 minutes of computing on AMD EPYC, 2 threads a run, torch 2.13.0, 1"
+    )
+    for end in (", commit `1`.", ", commit `1` with changes that were not committed."):
+        for more in ("", " **Outdated: `a.py` changed after these runs. The figures are those of the old code.**"):
+            assert latin(catalogues.say(sentence + end + more, phrases)) == []
+    for slug in ("breadth", "accuracy"):
+        assert latin(catalogues.say(record_sentence(slug), phrases)) == []
+
+
 # ---------------------------------------------------------------- the catalogues
 
 
@@ -153,7 +187,8 @@ def test_what_a_catalogue_lacks_is_told(book, tmp_path, capsys):
     assert found.untranslated == ["one"]  # code needs no translation
     assert found.outdated == ["head", "gone"]
     del table["An answer."]  # a text that the catalogue has never seen
-    assert book(**table).untranslated == ["An answer."]
+    (tmp_path / "_toc.yml").write_text("root: index\nparts:\n  - caption: A part\n")
+    assert book(**table).untranslated == ["An answer.", "A part"]
     assert catalogues.check(tmp_path) == 1
     assert "untranslated: An answer." in capsys.readouterr().out
 

@@ -137,10 +137,12 @@ def state(language: str, page: str, root: Path = ROOT) -> State:
     done = translations(language, page, root)
     source = HEADER.sub("", text := read(root / f"{page}.md"))
     # The names of parts and sections belong to the front page.
-    text += read(root / "_toc.yml") if page == "index" else ""
+    contents = read(root / "_toc.yml") if page == "index" else ""
+    text += contents
     gone = [key for key in entries if replace(text, {key: "\0"}) == text]
     rest = re.sub(rf"{VERBATIM}|^:{{3,}}\{{div\}}.*$", "", replace(source, dict.fromkeys(entries, "")), flags=re.M)
     unknown = [line.strip() for line in rest.split("\n") if wordy(line)]
+    unknown += [part for part in re.findall(r"- caption: (.+)", contents) if part not in entries]
     fuzzy = [key for key, entry in entries.items() if entry.fuzzy and key not in gone]
     empty = [key for key in entries if key not in (*done, *gone, *fuzzy) and wordy(key)]
     return State(len(done), empty + unknown, fuzzy + gone)

@@ -3,11 +3,13 @@
 Once the book is built, the same Sphinx reads the sources of these pages again, translated by ``tools/catalogues.py``,
 and writes them into their own folder. So numbers, equations, citations and links are those of the book; a link to a
 page that is not translated, and all that pages share, leads back to it. A page that has no text in one of the
-languages links to the front page there.
+languages links to the front page there. What cells printed, records say and the theme writes on its buttons is put into
+the language by ``phrases.po``, without executing a cell again.
 """
 
 from __future__ import annotations
 
+import html
 import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -26,9 +28,12 @@ from sphinx.locale import translators
 from sphinx.util.build_phase import BuildPhase
 
 from tools import catalogues
+from tools.chapters import all_notebooks
+from tools.reader import FACT, execution_facts
 
 OWN = "en"
 SHARED = re.compile(r"""(?<=["'(=])((?:\./)?(?:\.\./)*)(?=_(?:static|images|sources)/|searchindex\.js)""")
+CELL = re.compile(r"(?<=>)([^<>]+)(?=</(?:th|td|caption)>)")  # a text in a table that a cell printed
 THEMES = {
     "sphinx": [Path(sphinx.__file__).parent / "locale", Path(pydata_sphinx_theme.__file__).parent / "locale"],
     "booktheme": [Path(sphinx_book_theme.__file__).parent / "theme/sphinx_book_theme/static/locales"],
@@ -49,24 +54,55 @@ def tag(language: str) -> str:
 
 
 def translate_source(app: Any, docname: str, source: list[str]) -> None:
-    """Read the translated text in the place of the page's own."""
-    root = Path(app.srcdir)
-    if app.config.language != OWN:
-        source[0] = catalogues.replace(source[0], catalogues.translations(app.config.language, docname, root))
+    """Read the translated text in the place of the page's own, and what it tells of records."""
+    root, language = Path(app.srcdir), app.config.language
+    if language == OWN:
+        return
+    text = catalogues.replace(source[0], catalogues.translations(language, docname, root))
+    chapter = next((page for page in all_notebooks(root) if docname == f"chapters/{page.slug}"), None)
+    facts, phrases = execution_facts(chapter) if chapter else {}, phrases_of(app)
+    source[0] = FACT.sub(lambda m: catalogues.say(facts[m["name"]], phrases) if m["name"] in facts else m[0], text)
+
+
+def phrases_of(app: Any) -> dict[str, str]:
+    """What the language has for the phrases of cells, records and the theme."""
+    return catalogues.translations(app.config.language, catalogues.PHRASES, Path(app.srcdir))
+
+
+def say_table(text: str, phrases: dict[str, str]) -> str:
+    """A table in HTML whose cells are said in another language.
+
+    Example:
+        >>> say_table("<tr><td>1 &lt; 2</td><td>holds</td></tr>", {"holds": "成立"})
+        '<tr><td>1 &lt; 2</td><td>成立</td></tr>'
+    """
+    return CELL.sub(lambda m: html.escape(catalogues.say(html.unescape(m[1]), phrases), quote=False), text)
 
 
 def translate_values(app: Any, doctree: Any) -> None:
-    """Translate what cells put into the text and the names of the book's parts; headings keep their addresses."""
+    """Translate what cells put into the page and the names of the book's parts; headings keep their addresses."""
     if app.config.language == OWN:
         return
     for section, own in zip(
         doctree.findall(nodes.section), app.env.get_doctree(app.env.docname).findall(nodes.section), strict=True
     ):
         section["ids"] = own["ids"]
-    phrases = catalogues.translations(app.config.language, catalogues.PHRASES, Path(app.srcdir))
+    phrases = phrases_of(app)
     for value in doctree.findall(nodes.inline):
         if "pasted-text" in value["classes"]:
             value.children = [nodes.Text(catalogues.say(value.astext(), phrases))]
+    for cell in doctree.findall(nodes.container):
+        for prompt in ("prompt_show", "prompt_hide"):
+            if prompt in cell:
+                cell[prompt] = catalogues.say(cell[prompt], phrases)
+        if "cell_output" not in cell["classes"]:
+            continue
+        for table in cell.findall(nodes.raw):
+            table.children = [nodes.Text(say_table(table.astext(), phrases))]
+        for printed in cell.findall(nodes.literal_block):
+            lines = [catalogues.say(line, phrases) for line in printed.astext().split("\n")]
+            printed.rawsource = "\n".join(lines)
+            printed.children = [nodes.Text(printed.rawsource)]
     names = catalogues.translations(app.config.language, app.env.docname, Path(app.srcdir))
     for contents in doctree.findall(addnodes.toctree):
         for name in contents.extract_original_messages():
@@ -142,9 +178,21 @@ def offer_languages(app: Any, pagename: str, templatename: str, context: dict[st
         )
 
 
+def name_buttons(app: Any, pagename: str, templatename: str, context: dict[str, Any], doctree: Any) -> None:
+    """Name the theme's buttons in the language of the page, where the theme has no word for them."""
+    if app.config.language == OWN:
+        return
+    phrases = phrases_of(app)
+    for group in context.get("header_buttons", []):
+        for button in [group, *group.get("buttons", [])]:
+            for key in {"text", "tooltip"} & button.keys():
+                button[key] = catalogues.say(button[key], phrases)
+
+
 def setup(app: Any) -> dict[str, bool]:
     app.connect("source-read", translate_source)
     app.connect("doctree-read", translate_values, priority=400)  # before Sphinx collects the contents
     app.connect("html-page-context", offer_languages)
+    app.connect("html-page-context", name_buttons, priority=900)  # after the theme has put them there
     app.connect("build-finished", write_pages, priority=400)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
