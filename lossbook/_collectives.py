@@ -6,6 +6,7 @@ has the same gradient on every rank; a shard has the gradient of its own classes
 
 from __future__ import annotations
 
+import struct
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -23,8 +24,8 @@ from lossbook._torch import readable
 
 T = TypeVar("T")
 Group = dist.ProcessGroup
-# One message: the classes of the shard, the largest class index, a hash of all indices, and text in UTF-8.
-_NUMBERS, _BYTES = 3, 1024
+# One message: the classes of the shard, the largest class index, a hash of all indices, a scale, and text in UTF-8.
+_NUMBERS, _BYTES = 4, 1016
 # How many classes the shards hold together is known only when all have said it.
 ANY_CLASS = 2**62
 _ERRORS = {"type": TypeError, "value": ValueError, "other": RuntimeError}
@@ -136,12 +137,19 @@ class Given:
     words: str
     classes: int
     index: Tensor | None = None
+    scale: Tensor | float = 0.0
 
     def numbers(self) -> list[int]:
-        """Classes, the largest index and a hash of the indices, 0 where they cannot be looked at without waiting."""
-        if self.index is None or not readable(self.index) or self.index.numel() == 0:
-            return [self.classes, 0, 0]
-        return [self.classes, int(self.index.max()), zlib.crc32(self.index.numpy().tobytes())]
+        """Classes, the largest index, a hash of the indices, the bits of a scale that learns.
+
+        0 where they cannot be looked at without waiting.
+        """
+        highest = content = bits = 0
+        if self.index is not None and readable(self.index) and self.index.numel() > 0:
+            highest, content = int(self.index.max()), zlib.crc32(self.index.numpy().tobytes())
+        if isinstance(self.scale, Tensor) and readable(self.scale):
+            (bits,) = struct.unpack("q", struct.pack("d", self.scale.item()))
+        return [self.classes, highest, content, bits]
 
 
 def words(function: str, tensors: Mapping[str, tuple[Tensor, int | None]], **options: Any) -> str:
@@ -197,7 +205,7 @@ def agree(group: Group, read: Callable[[], tuple[T, Given]]) -> tuple[T, Shards]
 
 def _pack(numbers: list[int], text: str) -> Tensor:
     letters = bytearray(text.encode()[:_BYTES].ljust(_BYTES, b"\0"))
-    return torch.cat((torch.tensor(numbers), torch.frombuffer(letters, dtype=torch.int64)))
+    return torch.cat((torch.tensor(numbers, device="cpu"), torch.frombuffer(letters, dtype=torch.int64)))
 
 
 def _unpack(message: Tensor) -> tuple[list[int], str]:
@@ -217,11 +225,14 @@ def _compare(numbers: tuple[list[int], ...], texts: tuple[str, ...], failure: Ex
             raise ValueError(
                 f"all ranks must be given the same but for their classes; rank 0: {first}; rank {rank}: {text}"
             )
-    for rank, (_, _, content) in enumerate(numbers):
+    for rank, (_, _, content, bits) in enumerate(numbers):
         if content != numbers[0][2]:
             raise ValueError(
                 f"target must be the same on every rank, got other class indices on rank {rank} than on rank 0"
             )
+        here, there = struct.unpack("2d", struct.pack("2q", bits, numbers[0][3]))
+        if abs(here - there) > 1e-3 * there:  # processors may round otherwise
+            raise ValueError(f"scale must be the same on every rank, got {there:g} on rank 0, {here:g} on rank {rank}")
     classes, highest = sum(n[0] for n in numbers), numbers[0][1]
     if classes == 0:
         raise ValueError("the shards must have at least one class together, got none")

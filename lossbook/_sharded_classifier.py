@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from lossbook._checks import check_floating, describe
 from lossbook._classifier import CosineClassifier, unit
-from lossbook._collectives import Group, group_of, local, shared
+from lossbook._collectives import Group, check_whole, group_of, local, shared
 from lossbook._torch import full_precision
 
 BLOCK = 4096  # class vectors that are drawn together
@@ -26,9 +26,9 @@ class ShardedCosineClassifier(CosineClassifier):
     alone, and ``torch.distributed.checkpoint`` saves weight and state, and loads them on another number of ranks. The
     class vectors drawn at the start do not depend on the number of ranks.
 
-    Called with the same embeddings ``(..., in_features)`` on every rank, it returns their cosines, a DTensor
-    ``(..., num_classes)`` sharded along the classes. For training pass ``weight`` to :func:`sharded_am_softmax_loss`,
-    which holds no cosines.
+    Called with the same embeddings ``(..., in_features)`` on every rank (plain, or a replicated DTensor), it returns
+    their cosines, a DTensor ``(..., num_classes)`` sharded along the classes. For training pass ``weight`` to
+    :func:`sharded_am_softmax_loss`, which holds no cosines.
 
     Args:
         in_features: length of an embedding.
@@ -77,20 +77,21 @@ class ShardedCosineClassifier(CosineClassifier):
         if self._undrawn:
             return
         group = self.mesh.get_group()
-        seed = [int(torch.randint(2**62, ()))]
+        seed = [int(torch.randint(2**62, (), device="cpu"))]
         dist.broadcast_object_list(seed, group=group, group_src=0)
         mine = local(self.weight)
         size = -(-self.num_classes // dist.get_world_size(group))
         first = min(size * dist.get_rank(group), self.num_classes)
         for block in range(first // BLOCK, -(-(first + len(mine)) // BLOCK)):
-            draws = torch.Generator().manual_seed(seed[0] + block)
-            drawn = torch.randn(BLOCK, self.in_features, generator=draws) * self.in_features**-0.5
+            draws = torch.Generator("cpu").manual_seed(seed[0] + block)
+            drawn = torch.randn(BLOCK, self.in_features, generator=draws, device="cpu") * self.in_features**-0.5
             low, high = max(first, block * BLOCK), min(first + len(mine), (block + 1) * BLOCK)
             mine[low - first : high - first] = drawn[low - block * BLOCK : high - block * BLOCK]
 
     def forward(self, embedding: Tensor) -> Tensor:
         """Cosines ``(..., num_classes)``, sharded, of ``embedding`` ``(..., in_features)``."""
-        check_floating(embedding, "embedding")
+        check_whole(self.mesh.get_group(), embedding=embedding)
+        embedding = check_floating(local(embedding), "embedding")
         if embedding.dim() < 1 or embedding.shape[-1] != self.in_features:
             wanted = f"in_features={self.in_features} as its last dimension"
             raise ValueError(f"embedding must have {wanted}, got {describe(embedding)}")

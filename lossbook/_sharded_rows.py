@@ -71,7 +71,7 @@ def sampled(
     """The class vectors that take part, and the places of the targets among them; sizes need no look at a value."""
     count = len(weight)
     kept = min(count, max(round(share * count), place.numel()))
-    seed = int(torch.randint(2**62, (), generator=generator)) + rank
+    seed = int(torch.randint(2**62, (), generator=generator, device="cpu")) + rank
     drawn = torch.rand(count + 1, generator=torch.Generator(weight.device).manual_seed(seed), device=weight.device)
     drawn = drawn.scatter(0, torch.where(here, place, count), 2.0)[:count]  # all positives
     index = drawn.topk(kept).indices.sort().values

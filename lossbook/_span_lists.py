@@ -308,8 +308,8 @@ def decode_triples(
     found: list[list[Triple]] = []
     for i, (these, those) in enumerate(zip(starts, ends, strict=True)):
         pairs = [(s, o) for s in these for o in those]
-        ends = torch.tensor([(*s[1:], *o[1:]) for s, o in pairs], dtype=torch.long, device="cpu").reshape(-1, 4)
-        s_h, s_t, o_h, o_t = ends.unbind(1)
+        corners = torch.tensor([(*s[1:], *o[1:]) for s, o in pairs], dtype=torch.long, device="cpu").reshape(-1, 4)
+        s_h, s_t, o_h, o_t = corners.unbind(1)
         both = head[i][:, s_h, o_h] & tail[i][:, s_t, o_t]
         found.append(sorted((*pairs[n][0][1:], p, *pairs[n][1][1:]) for p, n in both.nonzero().tolist()))
     return found

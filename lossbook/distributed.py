@@ -18,6 +18,7 @@ A module of the same name wraps each function. Not for ``torch.compile`` and ``t
 
 from __future__ import annotations
 
+from copy import deepcopy
 from functools import partial
 from typing import Any
 
@@ -157,7 +158,8 @@ def sharded_am_softmax_loss(
         group: the ranks that hold the shards; not for a DTensor.
         psi: the margin, a function of the target's cosine; without it :math:`\cos\theta - m` with m = ``margin``.
         margin: m, at least 0; without meaning beside ``psi``.
-        scale: :math:`\gamma`, a number > 0 or a tensor of one that learns.
+        scale: :math:`\gamma`, a number > 0 or a tensor of one that learns, the same on every rank. On the CPU ranks
+            compare it, but for rounding; nobody compares what ``psi`` may learn.
         sample: the share of the classes that takes part, in (0, 1]; without it all do.
         generator: a generator on the CPU for the draw. Ranks may seed theirs alike: each draws for its own place in the
             group, so that replicas of a shard draw the same and other shards do not.
@@ -182,7 +184,7 @@ def sharded_am_softmax_loss(
     2203.15565.
     """
     group = group_of("weight", weight, 0, group)
-    check_whole(group, embedding=embedding, target=target)
+    check_whole(group, embedding=embedding, target=target, scale=scale)
     options = (psi, margin, scale, sample, generator, ignore_index, reduction)
     read = partial(_read_vectors, embedding, weight, target, *options)
     (z, w, t, counted, margin_of, gamma, share), shards = agree(group, read)
@@ -280,7 +282,17 @@ def sharded_emo_ce_loss(
 # ------------------------------------------------------------------------------------------------------------- modules
 
 
-class ShardedMultilabelSoftmaxLoss(LossModule):
+class _Sharded(LossModule):
+    """A loss with its group, which copies of the module share, as those that average weights."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Sharded:
+        memo[id(self.group)] = self.group
+        memo[id(self)] = copied = self.__new__(type(self))
+        copied.__dict__ = deepcopy(self.__dict__, memo)
+        return copied
+
+
+class ShardedMultilabelSoftmaxLoss(_Sharded):
     """:func:`sharded_multilabel_softmax_loss` as a module with the same options."""
 
     def __init__(self, *, group: Group | None = None, threshold: float = 0.0, reduction: str = "mean") -> None:
@@ -292,7 +304,7 @@ class ShardedMultilabelSoftmaxLoss(LossModule):
         return sharded_multilabel_softmax_loss(input, target, mask=mask, **self.options)
 
 
-class ShardedAmSoftmaxLoss(LossModule):
+class ShardedAmSoftmaxLoss(_Sharded):
     """:func:`sharded_am_softmax_loss` as a module with the same options; it holds no class vectors of its own."""
 
     def __init__(
@@ -317,7 +329,7 @@ class ShardedAmSoftmaxLoss(LossModule):
         return sharded_am_softmax_loss(embedding, weight, target, **self.options)
 
 
-class ShardedEmoLoss(LossModule):
+class ShardedEmoLoss(_Sharded):
     """:func:`sharded_emo_loss` as a module with the same options."""
 
     def __init__(self, *, group: Group | None = None, ignore_index: int = -100, reduction: str = "mean") -> None:
@@ -386,7 +398,7 @@ def _read_vectors(
     share = _check_sample(sample)
     _check_generator(generator)
     lowered = Less(margin) if psi is None else check_psi(psi)
-    gamma = _check_scale(scale)
+    gamma = _check_scale(local(scale))
     said = words(
         "sharded_am_softmax_loss",
         {"embedding": (z, None), "weight": (w, 0), "target": (t, None)},
@@ -396,7 +408,7 @@ def _read_vectors(
         ignore_index=ignore_index,
         reduction=check_reduction(reduction),
     )
-    return (z, w, t, counted, shaped(lowered), gamma, share), Given(said, len(w), t)
+    return (z, w, t, counted, shaped(lowered), gamma, share), Given(said, len(w), t, gamma)
 
 
 def _check_shard(embedding: Tensor, weight: Tensor) -> None:

@@ -98,7 +98,12 @@ def span_loss(
     m = check_mask(mask, input.shape)
     m = m if m is None else m.expand(input.shape).flatten(-2)
     loss = sparse_multilabel_softmax_loss(
-        input.flatten(-2), index, mask=m, threshold=threshold, ignore_index=ignore_index, reduction=reduction
+        input.flatten(-2),
+        index,
+        mask=m,
+        threshold=threshold,
+        ignore_index=ignore_index,
+        reduction=reduction,
     )
     if m is not None and m.numel() and readable(index, m):
         _refuse_outside(m, index.long(), ignore_index)

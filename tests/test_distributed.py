@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -459,6 +460,9 @@ def fault(rank: int, size: int, name: str) -> tuple[str, str]:
         "other dtype": lambda: sharded.sharded_emo_loss(s.double() if last else s, t, e),
         "other width": lambda: sharded.sharded_am_softmax_loss(z[..., :2] if last else z, w[:, :2] if last else w, t),
         "other option": lambda: sharded.sharded_am_softmax_loss(z, w, t, scale=20 if last else 30),
+        "other scale that learns": lambda: sharded.sharded_am_softmax_loss(
+            z, w, t, scale=torch.tensor(30.1 if last else 30.0, requires_grad=True)
+        ),
         "other reduction": lambda: sharded.sharded_emo_loss(s, t, e, reduction="sum" if last else "mean"),
         "other loss": lambda: (sharded.sharded_emo_loss if last else sharded.sharded_emo_ce_loss)(s, t, e),
         "other gradient": lambda: sharded.sharded_am_softmax_loss(z.clone().requires_grad_(last), w, t),
@@ -491,6 +495,7 @@ FAULTS = {
     "other dtype": ("ValueError", r"rank 0: .*float32 .* rank \d: .*float64"),
     "other width": ("ValueError", r"rank 0: .*\(C, 5\).* rank \d: .*\(C, 2\)"),
     "other option": ("ValueError", r"rank 0: .*scale=30.* rank \d: .*scale=20"),
+    "other scale that learns": ("ValueError", r"scale must be the same .*, got 30 on rank 0, 30.1 on rank \d"),
     "other reduction": ("ValueError", r"rank 0: .*reduction='mean'.* rank \d: .*reduction='sum'"),
     "other loss": ("ValueError", r"rank 0: sharded_emo_ce_loss: .* rank \d: sharded_emo_loss: "),
     "other gradient": ("ValueError", r"rank \d: .*embedding float32 \(2, 3, 5\), requires_grad"),
@@ -570,6 +575,32 @@ def test_without_a_group_there_is_an_error() -> None:
         RuntimeError, match=r"there is no process group: call torch\.distributed\.init_process_group\(\)"
     ):
         sharded.sharded_multilabel_softmax_loss(torch.ones(2, 3), torch.ones(2, 3))
+
+
+def other_device(rank: int, size: int) -> list[bool]:
+    """Whether everything is the same where torch's default device is another one."""
+    p = Problem(rank, CUTS[size][0], torch.float32)
+
+    def found() -> list[Tensor]:
+        torch.manual_seed(0)
+        head = sharded.ShardedCosineClassifier(SIZE, C)
+        pairs = [both(name, p) for name in LOSSES]
+        values = [ours() for ours, *_ in pairs]
+        slopes = [
+            s for value, (_, _, mine, _) in zip(values, pairs, strict=True) for s in torch.autograd.grad(value, mine)
+        ]
+        drawn = [sharded.sharded_am_softmax_loss(p.z, head.weight, p.t, sample=0.6)]
+        return [*values, *slopes, *drawn, *(x.full_tensor() for x in (head.weight, head(p.z)))]
+
+    right = found()
+    with torch.device("meta"):
+        other = found()
+    return [torch.equal(a, b) for a, b in zip(other, right, strict=True)]
+
+
+def test_the_default_device_is_not_asked(group: Ranks) -> None:
+    for found in group(other_device, group.size):
+        assert all(found)
 
 
 # ------------------------------------------------------------------------------------------------------------ sampling
@@ -740,6 +771,28 @@ def test_the_classifier_gives_the_cosines_of_the_whole(group: Ranks) -> None:
         assert max(found["errors"]) <= 1e-6
 
 
+def alike(rank: int) -> list[float]:
+    """Replicated DTensors of embeddings and of a scale, and a scale of which ranks differ by a rounding."""
+    head, z = sharded.ShardedCosineClassifier(SIZE, C), torch.randn(3, SIZE, generator=torch.Generator().manual_seed(3))
+    scale, t, w = torch.tensor(20.0), torch.arange(3), head.weight
+    leaves = [distribute_tensor(x, head.mesh, [Replicate()]).requires_grad_() for x in (z, scale)]
+    plain = [x.clone().requires_grad_() for x in (z, scale * (1 + rank * 1e-7))]
+
+    def found(z: Tensor, scale: Tensor) -> list[Tensor]:
+        value = sharded.sharded_am_softmax_loss(z, w, t, scale=scale) + head(z).square().full_tensor().sum()
+        return [value.detach(), *torch.autograd.grad(value, [z, scale, w])]
+
+    with pytest.raises(ValueError, match=r"embedding must be the same on every rank, Replicate\(\), got a DTensor"):
+        head(distribute_tensor(z, head.mesh, [Shard(0)]))
+    whole = [x.full_tensor() if isinstance(x, DTensor) else x for x in (*found(*leaves), *found(*plain))]
+    return [apart(a, b) for a, b in zip(whole[:4], whole[4:], strict=True)]
+
+
+def test_what_is_alike_on_every_rank_may_be_a_dtensor(two: Ranks) -> None:
+    for found in two(alike):
+        assert max(found) <= 1e-5
+
+
 def test_a_classifier_needs_classes_and_a_group() -> None:
     with pytest.raises(ValueError, match="num_classes must be at least 1, got 0"):
         sharded.ShardedCosineClassifier(3, 0)
@@ -776,6 +829,37 @@ def test_a_module_gives_the_loss_of_its_function(group: Ranks) -> None:
     for found in group(modules, group.size):
         assert len(found) == 4
         assert all(found.values())
+
+
+def copies(rank: int) -> list[bool]:
+    """Copies of modules, as an average of weights makes them, share the group and compute the same."""
+    p, group = Problem(rank, CUTS[2][0], torch.float32), dist.new_group([0, 1])
+    s, e = p.column(p.s), p.row(p.e)
+    scale = nn.Parameter(torch.tensor(20.0))
+    calls: list[tuple[Any, tuple[Any, ...]]] = [
+        (sharded.ShardedMultilabelSoftmaxLoss(group=group), (s, s > 0)),
+        (sharded.ShardedAmSoftmaxLoss(group=group, scale=scale), (p.z, p.row(p.w), p.t)),
+        (sharded.ShardedEmoLoss(group=group), (s, p.t, e)),
+        (sharded.ShardedEmoCeLoss(group=group), (s, p.t, e)),
+        (sharded.ShardedCosineClassifier(SIZE, C, group=group), (p.z,)),
+    ]
+    found = []
+    for module, tensors in calls:
+        copied = deepcopy(nn.ModuleList([module]))[0]
+        found += [copied is not module, type(copied) is type(module)]
+        if isinstance(module, sharded.ShardedCosineClassifier):
+            values = [sharded.sharded_am_softmax_loss(p.z, m.weight, p.t) for m in (copied, module)]
+            found += [torch.equal(*values), copied.weight is not module.weight]
+        else:
+            found += [copied.group is group, torch.equal(copied(*tensors), module(*tensors))]
+            own = list(copied.parameters())
+            found += [len(own) == len(list(module.parameters())), all(x is not scale for x in own)]
+    return found
+
+
+def test_copies_of_a_module_share_its_group(two: Ranks) -> None:
+    for found in two(copies):
+        assert all(found), found
 
 
 # ----------------------------------------------------------------------------------------------------- the example
