@@ -128,7 +128,8 @@ def main(argv: Sequence[str] | None = None) -> float:
         parser.error(f"--batch must be a multiple of the {ranks} ranks")
 
     x, y = (part.to(device) for part in sentences(options.groups, options.each))
-    test = tuple(part.to(device) for part in sentences(options.groups, options.each, seed=1))
+    unseen = sentences(options.groups, options.each, seed=1)
+    test = unseen[0].to(device), unseen[1].to(device)
     model = model_of(options.groups, options.width, device)
     optimizer, done = optimizer_of(model), torch.tensor(0)
     saved = [int(path.name) for path in options.folder.glob("[0-9]*")]

@@ -222,6 +222,11 @@ def plain_worker(rank):
     for _ in range(2):
         one(model, sgd(model.parameters()), x, y)
     found["sharded"] = [*parameters(model["encoder"]), head.weight.full_tensor().detach()]
+    for name in ("unclipped", "clipped"):
+        if name == "clipped":
+            run("Classes on several ranks", 1, model=model)
+        grads = [*(p.grad for p in model["encoder"].parameters()), head.weight.grad.full_tensor()]
+        found[name] = torch.cat([g.flatten() for g in grads])
     for way in ("full_tensor", "unshard"):
         head = fully_shard(layer(3, C, bias=False))
         if way == "unshard":
@@ -242,6 +247,8 @@ def test_ddp_and_fsdp2(tmp_path):
     wanted = step(model, *[lambda m: am(m[0](X), m[1].weight, y).mean()] * 2)
     for name in ("sharded", *(title for title, _ in FSDP)):
         same(found[name], wanted)
+    assert found["unclipped"].norm() > 1.1
+    torch.testing.assert_close(found["clipped"], found["unclipped"] / (found["unclipped"].norm() + 1e-6))
     weight = model[1].weight
     (grad,) = torch.autograd.grad(am(X[:, :3], weight, y).mean(), weight)
     for way in ("full_tensor", "unshard"):  # what the page warns of
