@@ -3,8 +3,8 @@ r"""Softmax cross-entropy for several labels at once.
 :func:`multilabel_softmax_loss` pushes every positive label above a threshold and every negative label below it, with
 one softmax on each side, so that it needs no class weights. :func:`sparse_multilabel_softmax_loss` takes the positive
 labels as indices, for very many labels. :func:`multilabel_predict` reads the answer off the scores.
-:func:`multilabel_pairwise_loss` and :func:`subset_softmax_loss` are the two roads that lead there. A module of the same
-name wraps each. How to train with them stands on the page Recipes.
+:func:`multilabel_pairwise_loss` and :func:`subset_softmax_loss` are two other routes to it. A module of the same
+name wraps each. The page Recipes shows how to train with them.
 
 All losses compute float16 and bfloat16 scores in float32. Infinite scores count as 1e30 in size. ``mask`` removes a
 label as if its column were deleted, whatever its score and its target; a row without labels has loss 0 and does not
@@ -87,7 +87,7 @@ def multilabel_softmax_loss(
 
     Raises:
         TypeError: An argument is of the wrong kind or dtype.
-        ValueError: Shapes, an option or a label have no such value, or ``target`` requires a gradient.
+        ValueError: A shape does not fit, an option or a label is out of range, or ``target`` requires a gradient.
 
     Example:
         >>> s = torch.tensor([[2.0, -1.0, 0.5], [-3.0, 1.0, -2.0]])
@@ -159,7 +159,7 @@ def sparse_multilabel_softmax_loss(
 
     Raises:
         TypeError: An argument is of the wrong kind or dtype.
-        ValueError: Shapes, an option or an index have no such value.
+        ValueError: A shape does not fit, or an option or an index is out of range.
 
     Example:
         >>> s = torch.tensor([[2.0, -1.0, 0.5], [-3.0, 1.0, -2.0]])
@@ -218,7 +218,7 @@ def multilabel_pairwise_loss(
 
     Raises:
         TypeError: An argument is of the wrong kind or dtype.
-        ValueError: Shapes, an option or a label have no such value, or ``target`` requires a gradient.
+        ValueError: A shape does not fit, an option or a label is out of range, or ``target`` requires a gradient.
 
     Example:
         >>> s = torch.tensor([[2.0, -1.0, 0.5], [-3.0, 1.0, -2.0]])
@@ -304,8 +304,8 @@ def subset_softmax_loss(
 
     Raises:
         TypeError: An argument is of the wrong kind or dtype.
-        ValueError: Shapes, an option or a label have no such value, a row has more than ``max_positives`` positives, or
-            ``target`` requires a gradient.
+        ValueError: A shape does not fit, an option or a label is out of range, a row has more than ``max_positives``
+            positives, or ``target`` requires a gradient.
 
     Example:
         >>> s = torch.tensor([[2.0, -1.0, 0.5], [-3.0, 1.0, -2.0]])

@@ -3,8 +3,8 @@ r"""Soft labels for the multi-label softmax: making them, and reading probabilit
 The loss itself takes soft labels as they are, see :func:`lossbook.multilabel_softmax.multilabel_softmax_loss`. This
 module holds what stands around it: :func:`smooth_labels` and :func:`mixup` make soft labels,
 :func:`multilabel_probabilities` turns scores into the probabilities that the loss recovers, and
-:func:`multilabel_symmetric_kl` compares two predictions of the same sample. A module of the same name wraps each. How
-to train with them stands on the page Recipes.
+:func:`multilabel_symmetric_kl` compares two predictions of the same sample. A module of the same name wraps each. The
+page Recipes shows how to train with them.
 """
 
 from __future__ import annotations

@@ -84,7 +84,7 @@ def span_loss(
 
     Raises:
         TypeError: An argument is of the wrong kind or dtype.
-        ValueError: Shapes or an option have no such value, or a span lies outside the mask (looked at on the CPU).
+        ValueError: A shape does not fit, an option is out of range, or a span lies outside the mask (seen on the CPU).
 
     Example:
         >>> scores = torch.zeros(1, 1, 3, 3)
