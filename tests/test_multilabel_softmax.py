@@ -280,7 +280,8 @@ def test_scores_far_on_their_right_side_stay_on_the_fast_road(form, none, masked
     else:
         loss = multilabel_softmax_loss(s, t.float() if form == "float" else t, mask=mask)
     loss.backward()
-    assert loss == 0 and not s.grad.any()
+    assert loss == 0
+    assert not s.grad.any()
 
 
 # ------------------------------------------------------------------------------------------------------- dead accurate
