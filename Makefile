@@ -71,6 +71,8 @@ losses: ## unit tests of the losses with $(PYTHON), into which it installs what 
 
 # Those on the pages, and the files of public data, which are compared with their digests.
 links: $(READY) ## ask for every address outside the book (needs a network)
+	@$(BIN)/python -c "import requests; requests.head('https://arxiv.org', timeout=60)" 2>/dev/null || \
+	  { echo "arxiv.org cannot be reached, to which most links lead. Is the network on?" >&2; exit 1; }
 	$(BIN)/jupyter-book build . --builder linkcheck --path-output _build/links -q
 	$(BIN)/python -m lossbook.data fetch all
 
