@@ -17,6 +17,12 @@ from torch import Tensor
 from lossbook._checks import describe
 
 HIDDEN = "application/papermill.record/"  # what MyST-NB puts before the type of an output that only the text uses
+# A zero with a sign, a minus before or inside a number, the digits of a large one, a size such as "64 x 10": no part of
+# a word, a range, a version or a date.
+ZERO = re.compile(r"(?<![\w.\-−–])[-−+](0(?:\.0+)?)(?!\.?\d|\w)")
+MINUS = re.compile(r"(?<![\w.\-−–])-(?=\.?\d|inf\b)|(?<=\de)-(?=\d)")
+LARGE = re.compile(r"(?<![\w.,/:\-–])\d{5,}(?![\w,/:]|\.\d)")
+TIMES = re.compile(r"(?<=\d) x (?=\d)")
 
 
 class ClaimError(AssertionError):
@@ -64,13 +70,24 @@ def as_text(value: object, fmt: str | None = None) -> str:
 
     Args:
         value: A number, a one-element tensor or array, or anything with a text form.
-        fmt: A format such as ``".1%"``. None gives three significant digits to fractions.
+        fmt: A format such as ``".1%"``. None gives three significant digits to fractions, commas to whole numbers.
     """
     if isinstance(value, (Tensor, np.ndarray, np.generic)) and value.ndim == 0:
         value = value.item()
     if fmt is None:
-        fmt = ".3g" if isinstance(value, float) else ""
-    return format(value, fmt)
+        fmt = ".3g" if isinstance(value, float) else "," if type(value) is int else ""
+    return typeset(format(value, fmt))
+
+
+def typeset(text: str) -> str:
+    """Numbers as a book prints them: a minus sign, no sign before a zero, commas in thousands, a sign for "times".
+
+    Example:
+        >>> typeset("-0.4 (-0.0 to +0.3), 100000 x 80, clinc-150, 1e-9")
+        '−0.4 (0.0 to +0.3), 100,000 × 80, clinc-150, 1e−9'
+    """
+    text = MINUS.sub("−", ZERO.sub(r"\1", text))
+    return TIMES.sub(" × ", LARGE.sub(lambda found: f"{int(found[0]):,}", text))
 
 
 def glue(name: str, value: object, fmt: str | None = None) -> str | None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lossbook._extras import require
+from lossbook.claims import typeset
 from lossbook.data import load_record
 from lossbook.metrics import PairedDifference, paired_difference
 from lossbook.plotting import COLORS, INK, LOSS
@@ -69,7 +70,7 @@ class Estimate(PairedDifference):
 
 @dataclass(frozen=True)
 class Table:
-    """A table that notebooks show as HTML and ``print`` as text.
+    """A table that notebooks show as HTML and ``print`` as text, its numbers :func:`~lossbook.claims.typeset`.
 
     Attributes:
         header: The names of the columns.
@@ -81,16 +82,21 @@ class Table:
     rows: tuple[tuple[str, ...], ...]
     caption: str
 
+    def _lines(self) -> list[list[str]]:
+        """Header and rows as they are shown."""
+        return [[typeset(text) for text in row] for row in (self.header, *self.rows)]
+
     def __str__(self) -> str:
-        widths = [max(map(len, column)) for column in zip(self.header, *self.rows, strict=True)]
+        shown = self._lines()
+        widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
         lines = [
             "  ".join(
                 text.ljust(width) if i == 0 else text.rjust(width)
                 for i, (text, width) in enumerate(zip(row, widths, strict=True))
             ).rstrip()
-            for row in (self.header, *self.rows)
+            for row in shown
         ]
-        return "\n".join([*lines, self.caption])
+        return "\n".join([*lines, typeset(self.caption)])
 
     def __repr__(self) -> str:
         return str(self)
@@ -101,10 +107,11 @@ class Table:
             scope = ' scope="col"' if tag == "th" else ""
             return f"<tr>{first}{''.join(f'<{tag}{scope}>{html.escape(c)}</{tag}>' for c in cells[1:])}</tr>"
 
-        body = "\n".join(row(cells, "td") for cells in self.rows)
+        header, *rows = self._lines()
+        body = "\n".join(row(cells, "td") for cells in rows)
         return (
-            f'<table class="record">\n<caption>{html.escape(self.caption)}</caption>\n'
-            f"<thead>{row(self.header, 'th')}</thead>\n<tbody>\n{body}\n</tbody>\n</table>"
+            f'<table class="record">\n<caption>{html.escape(typeset(self.caption))}</caption>\n'
+            f"<thead>{row(header, 'th')}</thead>\n<tbody>\n{body}\n</tbody>\n</table>"
         )
 
 
@@ -337,8 +344,8 @@ class Record:
             )
         torch = sorted({environment["versions"]["torch"].split("+")[0] for environment in record["environments"]})
         return (
-            f"{len(record['runs'])} runs at scale {record['scale']}, {record['seconds'] / 60:.0f} minutes of computing "
-            f"on {' and '.join(dict.fromkeys(devices))}, torch {' and '.join(torch)}, {record['date']}"
+            f"{len(record['runs']):,} runs at scale {record['scale']}, {record['seconds'] / 60:.0f} minutes of "
+            f"computing on {' and '.join(dict.fromkeys(devices))}, torch {' and '.join(torch)}, {record['date']}"
         )
 
 

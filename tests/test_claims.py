@@ -14,7 +14,7 @@ from myst_nb.ext.glue import extract_glue_data_cell
 from nbclient import NotebookClient
 
 from lossbook import claims
-from lossbook.claims import ClaimError, as_text, claim, glue, show_source
+from lossbook.claims import ClaimError, as_text, claim, glue, show_source, typeset
 from lossbook.training import Runs
 
 
@@ -31,7 +31,7 @@ def test_a_claim_without_numbers(capsys):
 
 @pytest.mark.parametrize("false", [False, np.False_, np.array(False), torch.tensor(False)])
 def test_a_claim_that_does_not_hold(capsys, false):
-    with pytest.raises(ClaimError, match=r"^does not hold: it is more \(a = 0.1, b = 1e-09\)$") as caught:
+    with pytest.raises(ClaimError, match=r"^does not hold: it is more \(a = 0.1, b = 1e−09\)$") as caught:
         claim("it is more", false, a=0.1, b=1e-9)
     assert isinstance(caught.value, AssertionError)
     assert capsys.readouterr().out == ""
@@ -62,8 +62,12 @@ def test_a_claim_needs_one_truth_value(condition, got):
         (np.float32(0.5), None, "0.5"),
         (torch.tensor(0.25), ".2f", "0.25"),
         (np.array(7), None, "7"),
-        (12345, None, "12345"),
+        (2297, None, "2,297"),
+        (np.int64(-12345), None, "−12,345"),
         (12345, ",", "12,345"),
+        (-0.04, "+.1f", "0.0"),
+        (-1.5, ".1f", "−1.5"),
+        (float("-inf"), None, "−inf"),
         ("0.50", None, "0.50"),
         (True, None, "True"),
         (Runs((0.5, 0.6)), ".1%", "55.0% ± 7.1% (2 seeds)"),
@@ -72,6 +76,31 @@ def test_a_claim_needs_one_truth_value(condition, got):
 def test_text_of_a_value(value, fmt, text):
     assert as_text(value, fmt) == text
     assert glue("name", value, fmt) == text  # outside a notebook: the text and nothing else
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("-0.0 ± 0.2", "0.0 ± 0.2"),
+        ("+0.00", "0.00"),
+        ("-40000", "−40,000"),
+        ("-0", "0"),
+        ("-0.04 to -0.0", "−0.04 to 0.0"),
+        ("(-5.3 to +3.0)", "(−5.3 to +3.0)"),
+        ("-1.608e-06", "−1.608e−06"),
+        ("10000 of 43410", "10,000 of 43,410"),
+        ("256 x 32000 x 128", "256 × 32,000 × 128"),
+        # as they are: names, ranges, dates, versions, numbers of posts and papers, code
+        *[
+            (text, text)
+            for text in ("tmc2007-500", "0.1-0.3", "2026-11-30", "arXiv 2009.14119", "x[:, -i]", "post 8888")
+        ],
+        *[(text, text) for text in ("1234567.5 s", "+0.04", "a - 1", "v1-10000", "98,304", "0123456a")],
+    ],
+)
+def test_numbers_are_set_as_in_a_book(text, shown):
+    assert typeset(text) == shown
+    assert typeset(shown) == shown
 
 
 def test_glue_outside_a_notebook_shows_nothing(capsys):
@@ -188,7 +217,7 @@ def test_the_page_reads_glued_text_as_it_is(cells):
             name: format_plain_text(output["data"]["text/plain"], "s") for name, output in extract_glue_data_cell(cell)
         }
         assert cell.outputs == []  # nothing is left to see on the page
-    assert shown == {"half": "0.50", "tuple": "1,000", "exp": "1e-5", "text": "it's", "number": "0.50"}
+    assert shown == {"half": "0.50", "tuple": "1,000", "exp": "1e−5", "text": "it's", "number": "0.50"}
 
 
 def test_source_is_shown_as_markdown(cells):

@@ -189,6 +189,19 @@ def test_a_table_as_text_and_as_html():
     ]  # fmt: skip
 
 
+def test_a_table_sets_its_numbers_as_in_a_book():
+    table = Table(("-1 x", "F1"), (("a-1", "-0.4 ± 0.3"), ("20000 x 8", "-0.0")), "of 10000 rows")
+    assert str(table).splitlines() == [
+        "−1 x                F1",
+        "a-1         −0.4 ± 0.3",
+        "20,000 × 8         0.0",
+        "of 10,000 rows",
+    ]
+    for text in ("−1 x", "−0.4 ± 0.3", "20,000 × 8", ">0.0<", "of 10,000 rows"):
+        assert text in table._repr_html_()
+    assert table.rows[1] == ("20000 x 8", "-0.0")  # as they were given
+
+
 def test_the_picture_shows_each_difference(record):
     figure = plot_differences(record, "f1")
     ax = figure.axes[0]
