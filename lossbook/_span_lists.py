@@ -268,7 +268,10 @@ def decode_triples(
 ) -> list[list[Triple]]:
     r"""The triples that all four matrices admit.
 
-    .. math:: S(s_h, s_t) > s_0, \quad S(o_h, o_t) > s_0, \quad S_p(s_h, o_h) > s_0, \quad S_p(s_t, o_t) > s_0
+    .. math::
+
+        S_{\mathrm s}(s_h, s_t) > s_0, \quad S_{\mathrm o}(o_h, o_t) > s_0, \quad
+        S_p(s_h, o_h) > s_0, \quad S_p(s_t, o_t) > s_0
 
     Args:
         subjects: Scores of subjects ``(B, 1, L, L)``: start and end.
