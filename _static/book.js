@@ -13,6 +13,10 @@
       }
     }
   };
+  // A table fades where it goes on.
+  const fade = ({ target }) => {
+    target.classList.toggle("more", target.scrollWidth - target.scrollLeft > target.clientWidth + 1);
+  };
   // Formulas and tables that are wider than the column get smaller, as far as they can still be read.
   const fit = () => {
     for (const formula of document.querySelectorAll(".bd-content mjx-container[display=true]")) {
@@ -30,6 +34,12 @@
       for (const cells of rows) cells.forEach((c, i) => c.classList.toggle("words", long.has(i)));
       table.classList.remove("tight");
       if (table.clientWidth && table.scrollWidth > table.clientWidth + 1) table.classList.add("tight");
+      table.style.removeProperty("--shown");
+      if (table.clientWidth && table.scrollWidth > table.clientWidth + 1) {
+        table.style.setProperty("--shown", `calc(${table.clientWidth}px - 1.5rem)`);
+        table.addEventListener("scroll", fade, { passive: true });
+      }
+      fade({ target: table });
     }
   };
   const settle = () => { fit(); mark(); };

@@ -237,6 +237,20 @@ def test_a_wide_table_on_a_phone_keeps_its_first_column(open_page, name):
     assert moved == [0, -40]
 
 
+@pytest.mark.parametrize("name", ["chapters/speed", "chapters/results"])
+def test_a_wide_table_on_a_phone_fades_where_it_goes_on_and_shows_its_caption(open_page, name):
+    tab = open_page(f"{name}.html", width=390, height=844).tab
+    assert tab.locator("main table.more").count() > 0
+    cut = """t => t.scrollWidth > t.clientWidth + 1 !== t.matches('.more')
+      || t.caption?.getBoundingClientRect().right > t.getBoundingClientRect().right + 1"""
+    assert tab.evaluate(f"[...document.querySelectorAll('main table')].filter({cut}).length") == 0
+    table = tab.locator("main table.more").first.element_handle()
+    assert "linear-gradient" in table.evaluate("t => getComputedStyle(t).maskImage")
+    table.evaluate("t => { t.scrollLeft = t.scrollWidth; }")
+    tab.wait_for_function("t => !t.matches('.more')", arg=table)
+    assert table.evaluate("t => t.caption.getBoundingClientRect().left >= t.getBoundingClientRect().left")
+
+
 LETTERS = (
     """() => [...document.querySelectorAll('.loss-map img')].map(i => 11 / 72 * 144 * i.clientWidth / i.naturalWidth)"""
 )

@@ -1,7 +1,9 @@
 """The pictures' style: contrast, colour blindness, labels."""
 
 import itertools
+import re
 import sys
+from pathlib import Path
 
 import matplotlib
 import numpy as np
@@ -11,6 +13,7 @@ matplotlib.use("agg")
 import matplotlib.pyplot as plt
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.colors import to_rgb
 
 from lossbook import plotting
 from lossbook.plotting import COLORS, INK, LOSS
@@ -40,7 +43,7 @@ SEEN_BY = {
 
 def linear(color):
     """sRGB as linear light."""
-    c = np.array(matplotlib.colors.to_rgb(color))
+    c = np.array(to_rgb(color))
     return np.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4)
 
 
@@ -68,6 +71,15 @@ def test_contrast(page):
     assert contrast(INK, page) >= 4.2
     for color in COLORS.values():
         assert contrast(color, page) >= 3.7, color
+
+
+def test_ink_on_dark_pages():
+    """They show pictures lighter than they are drawn."""
+    css = (Path(__file__).parents[1] / "_static/book.css").read_text(encoding="utf-8")
+    (factor,) = set(re.findall(r'html\[data-theme="dark"\].*? img \{ filter: brightness\((.*?)\)', css))
+    ink, *colors = (np.minimum(1, float(factor) * np.array(to_rgb(color))) for color in (INK, *COLORS.values()))
+    assert contrast(ink, PAGES[1]) >= 4.5
+    assert all(contrast(color, PAGES[1]) >= 4.5 for color in colors)
 
 
 @pytest.mark.parametrize("eye", SEEN_BY)
