@@ -73,7 +73,8 @@ def step(model, optimizer, x, y, **options):
     optimizer.zero_grad()
     loss.backward()
     for p in model["encoder"].parameters():
-        dist.all_reduce(p.grad)  # each rank has the gradient of its own rows
+        if p.grad is not None:
+            dist.all_reduce(p.grad)  # each rank has the gradient of its own rows
     optimizer.step()
     return loss.detach()
 

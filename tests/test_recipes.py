@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 from lossbook.am_softmax import linear_am_softmax_loss
 from lossbook.distributed import ShardedCosineClassifier
 from lossbook.multilabel_softmax import multilabel_softmax_loss
-from lossbook.spans import GlobalPointer, spans_to_index
+from lossbook.spans import GlobalPointer, span_loss, span_mask, spans_to_index
 
 PAGE = (Path(__file__).parents[1] / "chapters" / "recipes.md").read_text(encoding="utf-8")
 BLOCKS: dict[tuple[str, int], str] = {}
@@ -93,6 +93,7 @@ LABELS = (normal(ROWS, C, seed=4) > 0).double()
 # The halves, and the quarters, count different numbers of rows.
 CLASSES = torch.arange(ROWS) % C
 CLASSES[[0, 1, 2, 5, 9]] = -100
+NO_CLASS = torch.full_like(CLASSES, -100)
 
 
 def step(model, *losses):
@@ -187,6 +188,14 @@ def test_accumulation():
     same(parameters(model), wanted)
 
 
+def test_accumulation_of_a_step_without_a_row():
+    model = layer(SIZE, C)
+    wanted = step(model, lambda m: m(X).sum() * 0)
+    loader = batches(NO_CLASS, 4)
+    assert run("Gradient accumulation", 0, model=model, loader=loader, optimizer=sgd(model.parameters()))["loss"] == 0
+    same(parameters(model), wanted)
+
+
 class Encoder(nn.Module):
     """Hidden states of three features; the head, where it has one, is for the loss."""
 
@@ -201,11 +210,33 @@ class Encoder(nn.Module):
 FSDP = [("The loss inside forward", 0), ("Unshard the head first", 0), ("Gather the weight yourself", 0)]
 
 
+def sharded(rank):
+    """An encoder, and class vectors of which this rank holds half."""
+    head = ShardedCosineClassifier(3, C, dtype=torch.double)
+    head.weight.data.to_local().copy_(layer(3, C, bias=False).weight.data.chunk(2)[rank])
+    return nn.ModuleDict({"encoder": Encoder(), "head": head}), head
+
+
+def uneven(rank):
+    """The first way of FSDP2 as the page says it for processes that count different numbers of rows."""
+    code, ((x, y),) = BLOCKS[FSDP[0]], batches(CLASSES, ROWS // 2, rank, 2)
+    rows = (y != -100).sum()
+    torch.distributed.all_reduce(rows)
+    for old, new in {"weight, y)": 'weight, y, reduction="sum")', "model(x, y)": "(model(x, y) * 2 / rows)"}.items():
+        assert code.count(old) == 1
+        code = code.replace(old, new)
+    encoder, head = Encoder(), layer(3, C, bias=False)
+    exec(code, {"encoder": encoder, "head": head, "loader": [(x, y)], "make_optimizer": sgd, "rows": rows})
+    return [p.full_tensor() for p in (*encoder.layer.parameters(), *head.parameters())]
+
+
 def plain_worker(rank):
     """DDP, then each way of FSDP2 for two steps: the second would show a weight left over from the first."""
     found = {}
     model = layer(SIZE, C)
-    loader = batches(CLASSES, ROWS // 2, rank, 2)
+    loader = [
+        pair for y in (NO_CLASS, CLASSES) for pair in batches(y, ROWS // 2, rank, 2)
+    ]  # a step that changes nothing
     run("Several processes: DDP", 0, model=model, loader=loader, optimizer=sgd(model.parameters()))
     found["ddp"] = parameters(model)
     ((x, y),) = loader = batches(CLASSES.clamp(min=0), ROWS // 2, rank, 2)
@@ -215,9 +246,8 @@ def plain_worker(rank):
         space = {"model": model, "encoder": model, "head": head, "loader": loader * 2, "make_optimizer": sgd}
         run(title, n, **space)
         found[title] = [p.full_tensor() for p in (*model.layer.parameters(), *head.parameters())]
-    head = ShardedCosineClassifier(3, C, dtype=torch.double)
-    head.weight.data.to_local().copy_(layer(3, C, bias=False).weight.data.chunk(2)[rank])
-    model = nn.ModuleDict({"encoder": Encoder(), "head": head})
+    found["FSDP2, uneven"] = uneven(rank)
+    model, head = sharded(rank)
     one = run("Classes on several ranks", 0)["step"]
     for _ in range(2):
         one(model, sgd(model.parameters()), x, y)
@@ -227,6 +257,13 @@ def plain_worker(rank):
             run("Classes on several ranks", 1, model=model)
         grads = [*(p.grad for p in model["encoder"].parameters()), head.weight.grad.full_tensor()]
         found[name] = torch.cat([g.flatten() for g in grads])
+    model, head = sharded(rank)
+    model["encoder"].unused = nn.Parameter(torch.ones(2))
+    one(model, sgd(model.parameters()), *batches(CLASSES, ROWS // 2, rank, 2)[0])
+    found["sharded, uneven"] = [*parameters(model["encoder"].layer), head.weight.full_tensor().detach()]
+    none = one(model, sgd(model.parameters()), x, torch.full_like(y, -100))
+    found["sharded, no row"] = [none, *parameters(model["encoder"].layer), head.weight.full_tensor().detach()]
+    assert model["encoder"].unused.grad is None
     for way in ("full_tensor", "unshard"):
         head = fully_shard(layer(3, C, bias=False))
         if way == "unshard":
@@ -247,6 +284,11 @@ def test_ddp_and_fsdp2(tmp_path):
     wanted = step(model, *[lambda m: am(m[0](X), m[1].weight, y).mean()] * 2)
     for name in ("sharded", *(title for title, _ in FSDP)):
         same(found[name], wanted)
+    counted = CLASSES != -100
+    once = step(model, lambda m: am(m[0](X[counted]), m[1].weight, CLASSES[counted]).mean())
+    same(found["FSDP2, uneven"], once)
+    same(found["sharded, uneven"], once)
+    same(found["sharded, no row"], [torch.zeros((), dtype=torch.double), *once])
     assert found["unclipped"].norm() > 1.1
     torch.testing.assert_close(found["clipped"], found["unclipped"] / (found["unclipped"].norm() + 1e-6))
     weight = model[1].weight
@@ -305,6 +347,12 @@ def test_lightning_counts_each_step_anew():
     pytest.importorskip("lightning", reason="the recipes of Lightning need it")
     wanted = step(layer(SIZE, C), focal_of(slice(12)), focal_of(slice(12, ROWS)))
     same(fit("classes", 4, 3), wanted)
+
+
+def test_lightning_makes_no_step_without_a_row(monkeypatch):
+    pytest.importorskip("lightning", reason="the recipes of Lightning need it")
+    monkeypatch.setitem(TARGETS, "classes", NO_CLASS)
+    same(fit("classes", 4, 4), parameters(layer(SIZE, C)))
 
 
 def test_lightning_in_two_processes(tmp_path):
@@ -509,6 +557,9 @@ def test_without_a_count_the_batch_counts_itself(case, tmp_path):
     with torch.no_grad():
         outputs = model(**inputs)
         torch.testing.assert_close(space["compute_loss"](outputs, labels), mean(outputs.logits, space.get("frozen")))
+        if case != "labels":
+            for counts in ({}, {"num_items_in_batch": 0}, {"num_items_in_batch": torch.tensor(0)}):
+                assert space["compute_loss"](outputs, torch.full_like(labels, -100), **counts) == 0
 
 
 # ---------------------------------------------------------------- shapes, masks and weights, against the formula
@@ -632,14 +683,24 @@ def test_spans_on_an_encoder():
         run("Spans on a Hugging Face encoder", 0, **space | {"entities": [[(0, 0, 99)], []]})
 
 
+def relation_loss():
+    """That of chapter 7."""
+    text = (Path(__file__).parents[1] / "chapters/spans.md").read_text(encoding="utf-8")
+    space = {"span_loss": span_loss, "span_mask": span_mask, "spans_to_index": spans_to_index}
+    exec(re.search(r"^def relation_loss.*?(?=\n\n\n)", text, re.M | re.S)[0], space)
+    return space["relation_loss"]
+
+
 def test_triples():
     torch.manual_seed(0)
     features, stated = torch.randn(3, LENGTH, 8), [[(0, 1, 1, 4, 5), (3, 3, 0, 0, 1)], [], [(2, 2, 1, 4, 4)]]
     space = run("Triples from four matrices", 0, features=features, lengths=LENGTHS, size=8, P=2, triples=stated)
     ends = [[(0, 0, 1), (1, 4, 5), (0, 3, 3), (1, 0, 1)], [], [(0, 2, 2), (1, 4, 4)]]
     ties = [[(1, 0, 4), (3, 1, 5), (0, 3, 0), (2, 3, 1)], [], [(1, 2, 4), (3, 2, 4)]]
-    wanted = span_rows(space["spans"], ends, LENGTHS).mean() + span_rows(space["pairs"], ties, LENGTHS, False).mean()
-    torch.testing.assert_close(space["loss"], wanted, check_dtype=False)
+    wanted = span_rows(space["spans"], ends, LENGTHS).sum() + span_rows(space["pairs"], ties, LENGTHS, False).sum()
+    torch.testing.assert_close(space["loss"], wanted / 3, check_dtype=False)
+    scores = *space["spans"].chunk(2, 1), *space["pairs"].chunk(2, 1)
+    torch.testing.assert_close(space["loss"], relation_loss()(*scores, stated, LENGTHS))
     s, p = space["spans"], space["pairs"]
     for row, own in enumerate(space["found"]):
         for a, b, k, c, d in own:
@@ -651,7 +712,8 @@ def test_distillation():
     model, teacher = layer(SIZE, C), lambda x: x[:, :C]
     p, log_p = teacher(X).softmax(-1), model(X).log_softmax(-1)
     found = run("Distillation", 0, x=X, model=model, teacher=teacher)["loss"]
-    torch.testing.assert_close(found, -(p * (1 - log_p.exp()) * log_p).sum(-1).mean())
+    torch.testing.assert_close(found, F.cross_entropy(model(X), p))
+    torch.testing.assert_close(found, -(p * log_p).sum(-1).mean())
 
 
 def test_distillation_with_several_labels():
@@ -671,6 +733,7 @@ def test_weights():
             wrong = ((s + noise).argmax(-1) != y).double().mean()
             total, weights = total + w * class_weight[y] * wrong, weights + w * class_weight[y]
     torch.testing.assert_close(found, total / weights, rtol=0, atol=0.01, check_dtype=False)
+    assert run("Class weights and sample weights", 0, **space | {"y": NO_CLASS})["loss"] == 0
 
 
 def test_margin_for_each_class():
@@ -683,10 +746,15 @@ def test_margin_for_each_class():
 
 
 def test_smoothing():
-    scores, y = normal(ROWS, C), torch.arange(ROWS) % C
-    found = run("Label smoothing", 0, scores=scores, y=y)["loss"]
-    soft, log_p = F.one_hot(y, C) * 0.9 + 0.025, scores.log_softmax(-1)
-    torch.testing.assert_close(found, -(soft * (1 - log_p.exp()) ** 2 * log_p).sum(-1).mean())
+    scores = normal(ROWS, C).requires_grad_()
+    for y in (torch.arange(ROWS) % C, CLASSES):
+        found = run("Label smoothing", 0, scores=scores, y=y)["loss"]
+        torch.testing.assert_close(found, F.cross_entropy(scores, y, label_smoothing=0.1))
+        soft, log_p = F.one_hot(y.clamp(min=0), C) * 0.9 + 0.025, scores.log_softmax(-1)
+        torch.testing.assert_close(found, -(soft * log_p).sum(-1)[y >= 0].mean())
+    found = run("Label smoothing", 0, scores=scores, y=NO_CLASS)["loss"]
+    assert found == 0
+    assert torch.autograd.grad(found, scores)[0].abs().max() == 0
 
 
 def test_smoothing_of_several_labels():
