@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import warnings
 from collections.abc import Callable
@@ -12,12 +13,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lossbook._checks import HALF, check_floating, check_integer, describe, refuse_sharded
-from lossbook._torch import compiling, full_precision
+from lossbook._torch import compiling, full_precision, readable
 
 
 def inverse_norm(vectors: Tensor) -> Tensor:
     """``1 / |v|`` of each vector as a column, 0 for a vector without direction, NaN where the squares overflow."""
     square = vectors.square().sum(-1, keepdim=True)
+    if readable(square) and square.numel() > 0:
+        low, high = (bound.item() for bound in torch.aminmax(square.detach()))
+        if low >= 1e-24 and high < math.inf:
+            return square.rsqrt()
     square = square.masked_fill(square.isinf(), float("nan"))  # 1 / inf would be a silent cosine of 0
     long = ~(square < 1e-24)  # shorter than 1e-12: no direction. NaN stays NaN
     # the inner where keeps 1 / sqrt(0) and its derivatives out of the graph: inf * 0 would be NaN

@@ -20,15 +20,15 @@ from lossbook._checks import (
     check_classes,
     check_distribution,
     check_ignore_index,
-    check_index,
     check_integer,
     check_number,
     check_reduction,
+    check_rows,
     check_scores,
     describe,
 )
 from lossbook._classifier import CosineClassifier, check_vectors, unit
-from lossbook._common import ABSENT, LossModule, logsumexp, reduce_loss, rest_margins, softplus
+from lossbook._common import ABSENT, LossModule, logsumexp, reduce_loss, rest_margins, softplus, where_counted
 from lossbook._fast.am_softmax import linear_rest, margin_rows, rest_rows
 from lossbook._margins import (
     AdditiveAngularMargin,
@@ -72,18 +72,18 @@ _KNOWN = (Less, AdditiveCosineMargin, AdditiveAngularMargin, MultipliedAngle)
 # ------------------------------------------------------------------------------------------------------------ formulas
 
 
-def rest_and_target(cosine: Tensor, t: Tensor, counted: Tensor, scale: Scale) -> Tensor:
+def rest_and_target(cosine: Tensor, t: Tensor, counted: Tensor | None, scale: Scale) -> Tensor:
     """``(..., 2)``: the log-sum-exp of the other classes' scores, and the target's cosine."""
-    cosine = cosine.masked_fill(~counted.unsqueeze(-1), 0)
+    cosine = where_counted(cosine, counted)
     at = t.unsqueeze(-1)
     rest = logsumexp((scale * cosine).scatter(-1, at, ABSENT))
     return torch.stack((rest, cosine.gather(-1, at).squeeze(-1)), -1)
 
 
-def margin_softmax(rest_and_target: Tensor, counted: Tensor, psi: Psi, scale: Scale) -> Tensor:
+def margin_softmax(rest_and_target: Tensor, counted: Tensor | None, psi: Psi, scale: Scale) -> Tensor:
     """``log(1 + e^z)``, z the rest's log-sum-exp less the target's score."""
     rest, cosine_t = rest_and_target[..., 0], rest_and_target[..., 1]
-    return softplus(rest - scale * psi(cosine_t)).masked_fill(~counted, 0)
+    return where_counted(softplus(rest - scale * psi(cosine_t)), counted)
 
 
 def soft_margin_softmax(cosine: Tensor, tau: Tensor, psi: Psi, scale: Scale) -> Tensor:
@@ -172,7 +172,7 @@ def margin_softmax_loss(
         tau = check_distribution(target, cosine.shape, dim=dim).to(s.dtype)
         _check_cosines(s, tau)
         return reduce_loss(soft_margin_softmax(s, tau, call, scale), reduction)
-    t, counted = check_index(target, s.shape[:-1], classes, ignore_index)
+    t, counted = check_rows(target, s.shape[:-1], classes, check_ignore_index(ignore_index))
     _check_cosines(s, t, counted)
     loss = _by_index(s, t, counted, psi, call, scale)
     return reduce_loss(loss, reduction, counted)
@@ -256,9 +256,9 @@ def linear_margin_softmax_loss(
     scale, psi = _check_scale(scale), shaped(check_psi(psi))
     check_vectors(embedding, weight)
     rows, size = embedding.shape[:-1], _check_chunk(chunk_size)
-    t, counted = check_index(target, rows, len(weight), ignore_index)
+    t, counted = check_rows(target, rows, len(weight), check_ignore_index(ignore_index))
     # a row that does not count is a zero vector: whatever it holds reaches no gradient
-    z = unit(embedding.masked_fill(~counted.unsqueeze(-1), 0), weight) * scale
+    z = unit(where_counted(embedding, counted), weight) * scale
     z, index = z.reshape(-1, z.shape[-1]), t.reshape(-1)
     both = linear_rest(linear_rest_and_target, z, weight, index, size, scale)
     both = both.reshape(*rows, 2)
@@ -373,7 +373,7 @@ class LinearAmSoftmaxLoss(LossModule):
 # ----------------------------------------------------------------------------------------------- from scores to rows
 
 
-def _by_index(s: Tensor, t: Tensor, counted: Tensor, psi: Psi, call: Psi, scale: Scale) -> Tensor:
+def _by_index(s: Tensor, t: Tensor, counted: Tensor | None, psi: Psi, call: Psi, scale: Scale) -> Tensor:
     """The losses of rows; ``call`` is ``psi`` with its checks."""
     if isinstance(scale, Tensor):  # by autograd, so that the scale gets its gradient
         both = rest_rows(rest_and_target, scale * s, t, counted, scale)
@@ -382,7 +382,7 @@ def _by_index(s: Tensor, t: Tensor, counted: Tensor, psi: Psi, call: Psi, scale:
         both = rest_rows(rest_and_target, s, t, counted, scale)
         return margin_softmax(both, counted, call, scale)
 
-    def formula(s: Tensor, t: Tensor, counted: Tensor) -> Tensor:
+    def formula(s: Tensor, t: Tensor, counted: Tensor | None) -> Tensor:
         both = rest_and_target(s, t, counted, scale)
         return margin_softmax(both, counted, call, scale)
 

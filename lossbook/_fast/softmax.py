@@ -35,7 +35,7 @@ def softmax_rows(formula: Callable[..., Tensor], row: Row, s: Tensor, t: Tensor,
 
     if s.shape[-1] == 1:  # no other class
         return formula(s, t, counted)
-    return fused(formula, value, _slope, s, t, counted)
+    return fused(formula, value, weighed, s, t, counted)
 
 
 def others(s: Tensor, at: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -51,10 +51,11 @@ def cross_entropy(s: Tensor, at: Tensor, p: Tensor, p_t: Tensor, e: Tensor) -> T
     if readable(p_t) and p_t.numel() > 0 and p_t.amin().item() > 1e-30:
         return ce
     # the top class, which is another one here, has p = 1 / sum_i e^(s_i - top)
-    log_p = (s.gather(-1, at) - s.amax(-1, keepdim=True)).squeeze(-1).add_(p.amax(-1).log_())
-    return torch.where(p_t > 1e-30, ce, log_p.neg_())
+    log_p = (s.gather(-1, at) - s.amax(-1, keepdim=True)).add_(p.amax(-1, keepdim=True).log_())
+    return torch.where(p_t > 1e-30, ce, log_p.neg_().view(p_t.shape))
 
 
-def _slope(g: Tensor, kept: Kept, spare: bool) -> Tensor:
-    p, slope = kept
-    return torch.mul(p, (g * slope).unsqueeze(-1), out=p if spare else None)
+def weighed(g: Tensor, kept: Kept, spare: bool) -> Tensor:
+    """A ``slope``: the gradient of each row's loss but for a factor of the row, times factor and what arrives."""
+    slope, factor = kept
+    return torch.mul(slope, (g * factor).unsqueeze(-1), out=slope if spare else None)
