@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from lossbook._checks import (
@@ -29,7 +30,7 @@ from lossbook._checks import (
 )
 from lossbook._classifier import CosineClassifier, check_vectors, unit
 from lossbook._common import ABSENT, LossModule, logsumexp, reduce_loss, rest_margins, softplus, where_counted
-from lossbook._fast.am_softmax import linear_rest, margin_rows, rest_rows
+from lossbook._fast.am_softmax import FEW, linear_rest, margin_rows, rest_rows, value_and_slope
 from lossbook._margins import (
     AdditiveAngularMargin,
     AdditiveCosineMargin,
@@ -253,16 +254,21 @@ def linear_margin_softmax_loss(
     Equation :eq:`am-margin` of the chapter. Source: as :func:`margin_softmax_loss`.
     """
     check_reduction(reduction)
-    scale, psi = _check_scale(scale), shaped(check_psi(psi))
+    scale, call = _check_scale(scale), shaped(check_psi(psi))
     check_vectors(embedding, weight)
     rows, size = embedding.shape[:-1], _check_chunk(chunk_size)
     t, counted = check_rows(target, rows, len(weight), check_ignore_index(ignore_index))
     # a row that does not count is a zero vector: whatever it holds reaches no gradient
-    z = unit(where_counted(embedding, counted), weight) * scale
+    z = unit(where_counted(embedding, counted), weight)
+    if size is None and t.numel() * len(weight) <= FEW and readable(z, weight):
+        with full_precision(z.device):
+            cosine = F.linear(z, unit(weight, z))
+        return reduce_loss(_by_index(cosine, t, counted, psi, call, scale), reduction, counted)
+    z = z * scale
     z, index = z.reshape(-1, z.shape[-1]), t.reshape(-1)
     both = linear_rest(linear_rest_and_target, z, weight, index, size, scale)
     both = both.reshape(*rows, 2)
-    loss = margin_softmax(both, counted, lambda s_t: psi(s_t / scale), scale)
+    loss = margin_softmax(both, counted, lambda s_t: call(s_t / scale), scale)
     return reduce_loss(loss, reduction, counted)
 
 
@@ -386,17 +392,8 @@ def _by_index(s: Tensor, t: Tensor, counted: Tensor | None, psi: Psi, call: Psi,
         both = rest_and_target(s, t, counted, scale)
         return margin_softmax(both, counted, call, scale)
 
-    known = partial(_value_and_slope, call, psi)
+    known = partial(value_and_slope, call, psi)
     return margin_rows(formula, known, s, t, counted, scale)
-
-
-def _value_and_slope(call: Psi, psi: Psi, cosine_t: Tensor) -> tuple[Tensor, Tensor | None]:
-    """``psi`` of the target's cosines and its slope, None for 1."""
-    if isinstance(psi, (Less, AdditiveCosineMargin)):
-        return cosine_t - psi.m, None
-    with torch.enable_grad():
-        psi_t = call(cosine_t.requires_grad_())
-        return psi_t.detach(), torch.autograd.grad(psi_t.sum(), cosine_t)[0]
 
 
 # -------------------------------------------------------------------------------------------------------------- checks

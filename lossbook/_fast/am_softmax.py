@@ -15,12 +15,15 @@ from lossbook._classifier import inverse_norm
 from lossbook._common import ABSENT, where_counted
 from lossbook._fast._function import Kept, fused
 from lossbook._fast.softmax import weighed
+from lossbook._margins import AdditiveAngularMargin, AdditiveCosineMargin, Less, Psi
 from lossbook._torch import compiling, full_precision, plain, readable
 
 Formula = Callable[..., Tensor]
 Margin = Callable[[Tensor], "tuple[Tensor, Tensor | None]"]
 # e^64 times a billion classes is within float32, and so is e^-65: no need to look for a row's largest score
 _UNSHIFTED = 64.0
+# so many scores of a linear layer are held, where no size of chunks is asked for: more would hold memory, fewer no time
+FEW = 2**15
 # the chunks that torch.compile unrolls, unless a size is asked for
 _UNROLLED = 16
 
@@ -55,6 +58,21 @@ def margin_rows(
         return loss, (e, factor)
 
     return fused(formula, value, weighed, cosine, t, counted)
+
+
+def value_and_slope(call: Psi, psi: Psi, cosine_t: Tensor) -> tuple[Tensor, Tensor | None]:
+    """``psi`` of the target's cosines and its slope, None for 1; ``call`` is ``psi`` with its checks."""
+    if isinstance(psi, (Less, AdditiveCosineMargin)):
+        return cosine_t - psi.m, None
+    if isinstance(psi, AdditiveAngularMargin) and readable(cosine_t) and cosine_t.numel() > 0:
+        cos, sin = math.cos(psi.m), math.sin(psi.m)
+        low, high = (bound.item() for bound in torch.aminmax(cosine_t))
+        if 0.01 - cos < low and high < 0.99:  # cos(theta + m), far from both ends
+            sine = (1 - cosine_t).mul_(1 + cosine_t).sqrt_()
+            return cosine_t * cos - sine * sin, (cosine_t / sine).mul_(sin).add_(cos)
+    with torch.enable_grad():
+        psi_t = call(cosine_t.requires_grad_())
+        return psi_t.detach(), torch.autograd.grad(psi_t.sum(), cosine_t)[0]
 
 
 def rest_rows(formula: Formula, cosine: Tensor, t: Tensor, counted: Tensor | None, scale: float | Tensor) -> Tensor:

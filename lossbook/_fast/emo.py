@@ -24,7 +24,7 @@ from lossbook._torch import batched, compiling, full_precision, last_backward, p
 
 # numbers worked on at once: a block that stays in the cache, room beside one chunk's scores, and the scores of a linear
 # layer that are held whatever the size of a chunk
-BLOCK, ROOM, SMALL = 2**15, 2**22, 3 * 2**19
+BLOCK, ROOM, SMALL = 2**16, 2**22, 3 * 2**19
 # classes of a linear layer that are multiplied at once
 TILE = 1024
 # rows of a linear layer whose scores are held in float32
