@@ -55,7 +55,7 @@ def logsumexp(s: Tensor) -> Tensor:
     return (s - top).exp().sum(-1).log() + top.squeeze(-1)
 
 
-def where_counted(x: Tensor, counted: Tensor | None) -> Tensor:
+def if_counted(x: Tensor, counted: Tensor | None) -> Tensor:
     """``x``, 0 in the rows where ``counted`` is False; None counts every row."""
     if counted is None:
         return x

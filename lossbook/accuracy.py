@@ -27,16 +27,7 @@ from lossbook._checks import (
     check_rows,
     check_scores,
 )
-from lossbook._common import (
-    LossModule,
-    finite,
-    one_hot,
-    reduce_loss,
-    rest_margin,
-    rest_margins,
-    sigmoid,
-    where_counted,
-)
+from lossbook._common import LossModule, finite, if_counted, one_hot, reduce_loss, rest_margin, rest_margins, sigmoid
 from lossbook._fast.accuracy import exact_rows, log_product, place, soft_accuracy_rows, soft_target_rows
 
 __all__ = [
@@ -86,8 +77,8 @@ def noisy_error(s: Tensor, t: Tensor, counted: Tensor, sigma: float, nodes: int,
 
 def soft_accuracy(s: Tensor, t: Tensor, counted: Tensor | None) -> Tensor:
     """1 - p_t, as the sigmoid of how far the others lie above class t: nothing is subtracted from 1."""
-    s = finite(where_counted(s, counted))
-    return where_counted(sigmoid(rest_margin(s, t)), counted)
+    s = finite(if_counted(s, counted))
+    return if_counted(sigmoid(rest_margin(s, t)), counted)
 
 
 def soft_accuracy_of_soft_targets(s: Tensor, tau: Tensor) -> Tensor:

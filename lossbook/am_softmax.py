@@ -29,7 +29,7 @@ from lossbook._checks import (
     describe,
 )
 from lossbook._classifier import CosineClassifier, check_vectors, unit
-from lossbook._common import ABSENT, LossModule, logsumexp, reduce_loss, rest_margins, softplus, where_counted
+from lossbook._common import ABSENT, LossModule, if_counted, logsumexp, reduce_loss, rest_margins, softplus
 from lossbook._fast.am_softmax import FEW, linear_rest, margin_rows, rest_rows, value_and_slope
 from lossbook._margins import (
     AdditiveAngularMargin,
@@ -75,7 +75,7 @@ _KNOWN = (Less, AdditiveCosineMargin, AdditiveAngularMargin, MultipliedAngle)
 
 def rest_and_target(cosine: Tensor, t: Tensor, counted: Tensor | None, scale: Scale) -> Tensor:
     """``(..., 2)``: the log-sum-exp of the other classes' scores, and the target's cosine."""
-    cosine = where_counted(cosine, counted)
+    cosine = if_counted(cosine, counted)
     at = t.unsqueeze(-1)
     rest = logsumexp((scale * cosine).scatter(-1, at, ABSENT))
     return torch.stack((rest, cosine.gather(-1, at).squeeze(-1)), -1)
@@ -84,7 +84,7 @@ def rest_and_target(cosine: Tensor, t: Tensor, counted: Tensor | None, scale: Sc
 def margin_softmax(rest_and_target: Tensor, counted: Tensor | None, psi: Psi, scale: Scale) -> Tensor:
     """``log(1 + e^z)``, z the rest's log-sum-exp less the target's score."""
     rest, cosine_t = rest_and_target[..., 0], rest_and_target[..., 1]
-    return where_counted(softplus(rest - scale * psi(cosine_t)), counted)
+    return if_counted(softplus(rest - scale * psi(cosine_t)), counted)
 
 
 def soft_margin_softmax(cosine: Tensor, tau: Tensor, psi: Psi, scale: Scale) -> Tensor:
@@ -173,7 +173,8 @@ def margin_softmax_loss(
         tau = check_distribution(target, cosine.shape, dim=dim).to(s.dtype)
         _check_cosines(s, tau)
         return reduce_loss(soft_margin_softmax(s, tau, call, scale), reduction)
-    t, counted = check_rows(target, s.shape[:-1], classes, check_ignore_index(ignore_index))
+    ignored = check_ignore_index(ignore_index)
+    t, counted = check_rows(target, s.shape[:-1], classes, ignored)
     _check_cosines(s, t, counted)
     loss = _by_index(s, t, counted, psi, call, scale)
     return reduce_loss(loss, reduction, counted)
@@ -257,13 +258,15 @@ def linear_margin_softmax_loss(
     scale, call = _check_scale(scale), shaped(check_psi(psi))
     check_vectors(embedding, weight)
     rows, size = embedding.shape[:-1], _check_chunk(chunk_size)
-    t, counted = check_rows(target, rows, len(weight), check_ignore_index(ignore_index))
+    ignored = check_ignore_index(ignore_index)
+    t, counted = check_rows(target, rows, len(weight), ignored)
     # a row that does not count is a zero vector: whatever it holds reaches no gradient
-    z = unit(where_counted(embedding, counted), weight)
-    if size is None and t.numel() * len(weight) <= FEW and readable(z, weight):
+    z = unit(if_counted(embedding, counted), weight)
+    if size is None and readable(z, weight) and t.numel() * len(weight) <= FEW:
         with full_precision(z.device):
             cosine = F.linear(z, unit(weight, z))
-        return reduce_loss(_by_index(cosine, t, counted, psi, call, scale), reduction, counted)
+        loss = _by_index(cosine, t, counted, psi, call, scale)
+        return reduce_loss(loss, reduction, counted)
     z = z * scale
     z, index = z.reshape(-1, z.shape[-1]), t.reshape(-1)
     both = linear_rest(linear_rest_and_target, z, weight, index, size, scale)

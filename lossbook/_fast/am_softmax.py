@@ -12,7 +12,7 @@ from torch.autograd import Function
 from torch.nn import functional as F
 
 from lossbook._classifier import inverse_norm
-from lossbook._common import ABSENT, where_counted
+from lossbook._common import ABSENT, if_counted
 from lossbook._fast._function import Kept, fused
 from lossbook._fast.softmax import weighed
 from lossbook._margins import AdditiveAngularMargin, AdditiveCosineMargin, Less, Psi
@@ -86,7 +86,7 @@ def rest_rows(formula: Formula, cosine: Tensor, t: Tensor, counted: Tensor | Non
         at = t.unsqueeze(-1)
         e, total, rest = _exponentials(cosine, at, scale, shifted)
         both = torch.stack((rest, cosine.gather(-1, at).squeeze(-1)), -1)
-        return where_counted(both, counted), (e, scale / total, at, counted)
+        return if_counted(both, counted), (e, scale / total, at, counted)
 
     return fused(formula, value, _rest_slope, cosine, t, counted, 1.0 if isinstance(scale, Tensor) else scale)
 
@@ -94,7 +94,7 @@ def rest_rows(formula: Formula, cosine: Tensor, t: Tensor, counted: Tensor | Non
 def _rest_slope(g: Tensor, kept: Kept, spare: bool) -> Tensor:
     e, factor, at, counted = kept
     grad = torch.mul(e, (g[..., 0] * factor).unsqueeze(-1), out=e if spare else None)
-    return where_counted(grad.scatter_(-1, at, g[..., 1:]), counted)  # a row that does not count may hold NaN
+    return if_counted(grad.scatter_(-1, at, g[..., 1:]), counted)  # a row that does not count may hold NaN
 
 
 def _exponentials(cosine: Tensor, at: Tensor, scale: float, shifted: bool) -> tuple[Tensor, Tensor, Tensor]:

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from lossbook._checks import HALF
-from lossbook._common import FAR, where_counted
+from lossbook._common import FAR, if_counted
 from lossbook._fast._function import Formula, Kept, fused, scaled
 from lossbook._fast._threads import each, slices
 from lossbook._fast.softmax import cross_entropy
@@ -181,6 +181,7 @@ def linear_emo(
     """The loss of each row, or unless ``rows`` perhaps their sum."""
     from lossbook.emo import linear_rows
 
+    hidden, counted = hidden.reshape(-1, hidden.shape[-1]), None if counted is None else counted.reshape(-1)
     soft, eager = target.is_floating_point(), plain(hidden, weight, bias, target, embedding)
     held = SMALL // len(weight)  # rows
     if eager and len(hidden) <= held and hidden.dtype == weight.dtype == options[5] not in HALF:
@@ -212,7 +213,7 @@ def _at_once(
     from lossbook.emo import emo_ce_rows, emo_rows
 
     with_ce, scale, softcap = options[:3]
-    h = where_counted(h, counted)  # an ignored row may hold NaN
+    h = if_counted(h, counted)  # an ignored row may hold NaN
     with full_precision(h.device):
         s = F.linear(h, w, b)
         s = s if scale == 1 else s * scale

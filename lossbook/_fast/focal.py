@@ -14,7 +14,7 @@ from torch import Tensor
 from lossbook._common import FAR
 from lossbook._fast._function import Formula, Kept, Value, fused, scaled
 from lossbook._fast._threads import each, numbers, slices
-from lossbook._fast.softmax import cross_entropy, others, softmax_rows
+from lossbook._fast.softmax import cross_entropy, exponentials, softmax_rows
 
 Steps = Callable[..., None]
 
@@ -235,10 +235,8 @@ def softmax_focal(formula: Formula, s: Tensor, t: Tensor, counted: Tensor | None
 
 def _focal(e: Tensor, p_ce: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
     """e^gamma, and e^gamma + gamma e^(gamma - 1) p ce, the slope over e."""
-    if gamma == 2:
-        lower = e
-    else:
-        lower = (e if gamma >= 1 else e.clamp(min=torch.finfo(e.dtype).tiny)) ** (gamma - 1)
+    lower = e if gamma >= 1 else e.clamp(min=torch.finfo(e.dtype).tiny)
+    lower = lower if gamma == 2 else lower ** (gamma - 1)
     weight = lower * e
     return weight, torch.addcmul(weight, lower, p_ce, value=gamma)
 
@@ -251,13 +249,15 @@ def soft_truncated_rows(formula: Formula, s: Tensor, t: Tensor, counted: Tensor 
         turned = s.gather(-1, at) - s  # subtracted first, so a common offset costs no digits
         if k != 1:
             turned.mul_(k).clamp_(-FAR, FAR)
-        turned, r, rest = others(turned, at)
-        p, p_t, e = others(s, at)
-        loss = r * cross_entropy(s, at, p, p_t, e)
+        turned, r, not_r, _ = exponentials(turned, at)
+        x, own, rest, near = exponentials(s, at)
+        unit = 1 / (r + not_r)
+        r.mul_(unit)
+        loss = r * cross_entropy(s, at, x, own, rest, near)
         # dL/ds_i = r p_i + k r ce turned_i, dL/ds_t = -r e - k r ce (1 - r)
-        push = loss if k == 1 else loss * k
-        own = torch.addcmul(r * e, push, rest).neg_().unsqueeze(-1)
-        grad = p.mul_(r.unsqueeze(-1)).addcmul_(turned, push.unsqueeze(-1)).scatter_(-1, at, own)
+        pull, push = r.div_(own + rest), unit.mul_(loss).mul_(k)
+        own = torch.addcmul(pull * rest, push, not_r).neg_()
+        grad = x.mul_(pull.unsqueeze(-1)).addcmul_(turned, push.unsqueeze(-1)).scatter_(-1, at, own.unsqueeze(-1))
         if counted is not None:
             loss.masked_fill_(~counted, 0)
             grad.masked_fill_(~counted.unsqueeze(-1), 0)
