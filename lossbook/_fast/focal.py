@@ -246,11 +246,13 @@ def soft_truncated_rows(formula: Formula, s: Tensor, t: Tensor, counted: Tensor 
 
     def value(s: Tensor, t: Tensor, counted: Tensor | None) -> tuple[Tensor, Kept]:
         at = t.unsqueeze(-1)
-        turned = s.gather(-1, at) - s  # subtracted first, so a common offset costs no digits
-        if k != 1:
-            turned.mul_(k).clamp_(-FAR, FAR)
-        turned, r, not_r, _ = exponentials(turned, at)
         x, own, rest, near = exponentials(s, at)
+        if near and k == 1:
+            turned, r = (own.unsqueeze(-1) / x).scatter_(-1, at, 0), torch.ones_like(own)
+            not_r = turned.sum(-1)
+        else:
+            turned = s.gather(-1, at) - s  # subtracted first, so a common offset costs no digits
+            turned, r, not_r, _ = exponentials(turned.mul_(k).clamp_(-FAR, FAR), at)
         unit = 1 / (r + not_r)
         r.mul_(unit)
         loss = r * cross_entropy(s, at, x, own, rest, near)
