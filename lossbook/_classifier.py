@@ -16,10 +16,13 @@ from lossbook._checks import HALF, check_floating, check_integer, describe, refu
 from lossbook._torch import compiling, full_precision, readable
 
 
-def inverse_norm(vectors: Tensor) -> Tensor:
-    """``1 / |v|`` of each vector as a column, 0 for a vector without direction, NaN where the squares overflow."""
+def inverse_norm(vectors: Tensor, look: bool = False) -> Tensor:
+    """``1 / |v|`` of each vector as a column, 0 for a vector without direction, NaN where the squares overflow.
+
+    With ``look`` it is seen, where nothing waits for that, that none of them is such a vector.
+    """
     square = vectors.square().sum(-1, keepdim=True)
-    if readable(square) and square.numel() > 0:
+    if look and readable(square) and square.numel() > 0:
         low, high = (bound.item() for bound in torch.aminmax(square.detach()))
         if low >= 1e-24 and high < math.inf:
             return square.rsqrt()
@@ -29,11 +32,11 @@ def inverse_norm(vectors: Tensor) -> Tensor:
     return torch.where(long, 1 / torch.where(long, square, 1.0).sqrt(), 0.0)
 
 
-def unit(vectors: Tensor, *others: Tensor) -> Tensor:
+def unit(vectors: Tensor, *others: Tensor, look: bool = False) -> Tensor:
     """The vectors at length 1, in float64 where one of the tensors is, else in float32."""
     wide = any(v.dtype == torch.float64 for v in (vectors, *others))
     vectors = vectors.to(torch.float64 if wide else torch.float32)
-    return vectors * inverse_norm(vectors)
+    return vectors * inverse_norm(vectors, look)
 
 
 def check_vectors(embedding: Tensor, weight: Tensor) -> None:

@@ -261,10 +261,10 @@ def linear_margin_softmax_loss(
     ignored = check_ignore_index(ignore_index)
     t, counted = check_rows(target, rows, len(weight), ignored)
     # a row that does not count is a zero vector: whatever it holds reaches no gradient
-    z = unit(if_counted(embedding, counted), weight)
+    z = unit(if_counted(embedding, counted), weight, look=True)
     if size is None and readable(z, weight) and t.numel() * len(weight) <= FEW:
         with full_precision(z.device):
-            cosine = F.linear(z, unit(weight, z))
+            cosine = F.linear(z, unit(weight, z, look=True))
         loss = _by_index(cosine, t, counted, psi, call, scale)
         return reduce_loss(loss, reduction, counted)
     z = z * scale
