@@ -115,7 +115,7 @@ class _Chunk:
 
     def __init__(self, z: Tensor, weight: Tensor, t: Tensor, first: int, size: int) -> None:
         self.w = weight[first : first + size].to(z.dtype)
-        self.inverse = inverse_norm(self.w, look=True)
+        self.inverse = inverse_norm(self.w)
         self.product = z @ self.w.t()
         inside = (t >= first) & (t < first + self.w.shape[0])
         self.inside = inside.unsqueeze(1)
