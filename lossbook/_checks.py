@@ -186,6 +186,14 @@ def check_index(
     With ``every_row`` no index is ignored.
     """
     ignored = None if every_row else check_ignore_index(ignore_index)
+    target, counted = check_rows(target, rows, num_classes, ignored, name)
+    return target, torch.ones_like(target, dtype=torch.bool) if counted is None else counted
+
+
+def check_rows(
+    target: Tensor, rows: Sequence[int], num_classes: int, ignored: int | None, name: str = "target"
+) -> tuple[Tensor, Tensor | None]:
+    """:func:`check_index` with None instead of a mask where every row is seen to count: nothing is left to do then."""
     _check_tensor(target, name, " of class indices")
     if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
         raise TypeError(f"{name} must be class indices of an integer dtype, got {describe(target)}")
@@ -197,7 +205,7 @@ def check_index(
     if readable(target) and target.numel() > 0:
         low, high = (int(bound) for bound in torch.aminmax(target))
         if low >= 0 and high < num_classes and (ignored is None or not low <= ignored <= high):
-            return target, torch.ones_like(target, dtype=torch.bool)
+            return target, None
     counted = torch.ones_like(target, dtype=torch.bool) if ignored is None else target != ignored
     if readable(target) and target.numel() > 0:
         wrong = counted & ((target < 0) | (target >= num_classes))
@@ -370,12 +378,13 @@ def check_vectors(embedding: Tensor, num_classes: int) -> Tensor:
     return e
 
 
-def check_target(target: Tensor, shape: tuple[int, ...], ignore_index: int, dim: int = -1) -> tuple[Tensor, Tensor]:
-    """The target, classes last, and which rows count. ``shape`` is that of the scores as they were passed."""
-    check_ignore_index(ignore_index)
+def check_target(
+    target: Tensor, shape: tuple[int, ...], ignore_index: int, dim: int = -1
+) -> tuple[Tensor, Tensor | None]:
+    """The target, classes last, and which rows count, None for all. ``shape`` is that of the scores as passed."""
+    ignored = check_ignore_index(ignore_index)
     if isinstance(target, Tensor) and target.is_floating_point():
-        target = check_distribution(target, shape, dim=dim)
-        return target, torch.ones_like(target[..., 0], dtype=torch.bool)
+        return check_distribution(target, shape, dim=dim), None
     rows = list(shape)
     num_classes = rows.pop(dim)
-    return check_index(target, rows, num_classes, ignore_index)
+    return check_rows(target, rows, num_classes, ignored)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import warnings
 from collections.abc import Callable
@@ -12,23 +13,30 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lossbook._checks import HALF, check_floating, check_integer, describe, refuse_sharded
-from lossbook._torch import compiling, full_precision
+from lossbook._torch import compiling, full_precision, readable
 
 
-def inverse_norm(vectors: Tensor) -> Tensor:
-    """``1 / |v|`` of each vector as a column, 0 for a vector without direction, NaN where the squares overflow."""
+def inverse_norm(vectors: Tensor, look: bool = False) -> Tensor:
+    """``1 / |v|`` of each vector as a column, 0 for a vector without direction, NaN where the squares overflow.
+
+    With ``look`` it is seen, where nothing waits for that, that none of them is such a vector.
+    """
     square = vectors.square().sum(-1, keepdim=True)
+    if look and readable(square) and square.numel() > 0:
+        low, high = (bound.item() for bound in torch.aminmax(square.detach()))
+        if low >= 1e-24 and high < math.inf:
+            return square.rsqrt()
     square = square.masked_fill(square.isinf(), float("nan"))  # 1 / inf would be a silent cosine of 0
     long = ~(square < 1e-24)  # shorter than 1e-12: no direction. NaN stays NaN
     # the inner where keeps 1 / sqrt(0) and its derivatives out of the graph: inf * 0 would be NaN
     return torch.where(long, 1 / torch.where(long, square, 1.0).sqrt(), 0.0)
 
 
-def unit(vectors: Tensor, *others: Tensor) -> Tensor:
+def unit(vectors: Tensor, *others: Tensor, look: bool = False) -> Tensor:
     """The vectors at length 1, in float64 where one of the tensors is, else in float32."""
     wide = any(v.dtype == torch.float64 for v in (vectors, *others))
     vectors = vectors.to(torch.float64 if wide else torch.float32)
-    return vectors * inverse_norm(vectors)
+    return vectors * inverse_norm(vectors, look)
 
 
 def check_vectors(embedding: Tensor, weight: Tensor) -> None:

@@ -55,6 +55,13 @@ def logsumexp(s: Tensor) -> Tensor:
     return (s - top).exp().sum(-1).log() + top.squeeze(-1)
 
 
+def if_counted(x: Tensor, counted: Tensor | None) -> Tensor:
+    """``x``, 0 in the rows where ``counted`` is False; None counts every row."""
+    if counted is None:
+        return x
+    return x.masked_fill(~(counted if x.dim() == counted.dim() else counted.unsqueeze(-1)), 0)
+
+
 def rest_margin(s: Tensor, t: Tensor, counted: Tensor | None = None) -> Tensor:
     r"""How far the other classes lie above class t: :math:`z = \log \sum_{i \ne t} e^{s_i - s_t}`, so that
     :math:`p_t = \sigma(-z)`, :math:`1 - p_t = \sigma(z)` and :math:`-\log p_t = \log(1 + e^z)`.

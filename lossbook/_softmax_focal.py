@@ -71,7 +71,7 @@ def softmax_focal_loss(
     def focal(z: Tensor) -> Tensor:  # z: how far the other classes lie above class t
         return torch.exp(-g * softplus(-z)) * softplus(z)
 
-    def formula(s: Tensor, t: Tensor, counted: Tensor) -> Tensor:
+    def formula(s: Tensor, t: Tensor, counted: Tensor | None) -> Tensor:
         return focal(rest_margin(finite(s), t, counted))
 
     def soft(s: Tensor, t: Tensor) -> Tensor:
@@ -129,7 +129,7 @@ def soft_truncated_cross_entropy(
     k = check_sharpness(sharpness)
     s, t, counted = _read(input, target, ignore_index, dim, reduction)
 
-    def formula(s: Tensor, t: Tensor, counted: Tensor) -> Tensor:
+    def formula(s: Tensor, t: Tensor, counted: Tensor | None) -> Tensor:
         s = finite(s)
         # subtracted first, so a common offset costs no digits
         turned = finite(-k * (s - s.detach().amin(-1, keepdim=True)))
@@ -148,8 +148,10 @@ def soft_truncated_cross_entropy(
     return reduce_loss(loss, reduction, counted)
 
 
-def _read(input: Tensor, target: Tensor, ignore_index: int, dim: int, reduction: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Scores with the classes last; class indices, or soft targets; which rows count."""
+def _read(
+    input: Tensor, target: Tensor, ignore_index: int, dim: int, reduction: str
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Scores with the classes last; class indices, or soft targets; which rows count, None for all."""
     check_reduction(reduction)
     s = check_scores(input, dim=dim)
     check_classes(s)

@@ -66,10 +66,7 @@ def readable(*tensors: Tensor | None) -> bool:
     """Whether the values can be looked at without waiting for a device or breaking a trace; None does not count."""
     if compiling() or _tracing():
         return False
-    return all(
-        t is None or (t.device.type == "cpu" and type(t) in (Tensor, nn.Parameter) and not _is_wrapped(t))
-        for t in tensors
-    )
+    return all(t is None or (t.is_cpu and type(t) in (Tensor, nn.Parameter) and not _is_wrapped(t)) for t in tensors)
 
 
 def batched(tensor: Tensor) -> bool:

@@ -24,9 +24,10 @@ from lossbook._checks import (
     check_integer,
     check_number,
     check_reduction,
+    check_rows,
     check_scores,
 )
-from lossbook._common import LossModule, finite, one_hot, reduce_loss, rest_margin, rest_margins, sigmoid
+from lossbook._common import LossModule, finite, if_counted, one_hot, reduce_loss, rest_margin, rest_margins, sigmoid
 from lossbook._fast.accuracy import exact_rows, log_product, place, soft_accuracy_rows, soft_target_rows
 
 __all__ = [
@@ -74,10 +75,10 @@ def noisy_error(s: Tensor, t: Tensor, counted: Tensor, sigma: float, nodes: int,
     return torch.where(sure, error, 1 - log_p.exp())
 
 
-def soft_accuracy(s: Tensor, t: Tensor, counted: Tensor) -> Tensor:
+def soft_accuracy(s: Tensor, t: Tensor, counted: Tensor | None) -> Tensor:
     """1 - p_t, as the sigmoid of how far the others lie above class t: nothing is subtracted from 1."""
-    s = finite(s.masked_fill(~counted.unsqueeze(-1), 0))
-    return sigmoid(rest_margin(s, t)).masked_fill(~counted, 0)
+    s = finite(if_counted(s, counted))
+    return if_counted(sigmoid(rest_margin(s, t)), counted)
 
 
 def soft_accuracy_of_soft_targets(s: Tensor, tau: Tensor) -> Tensor:
@@ -315,7 +316,7 @@ def soft_accuracy_loss(
         check_classes(s)
         loss = soft_target_rows(soft_accuracy_of_soft_targets, s, tau)
         return reduce_loss(loss, reduction)
-    t, counted = check_index(target, s.shape[:-1], check_classes(s), ignored)
+    t, counted = check_rows(target, s.shape[:-1], check_classes(s), ignored)
     loss = soft_accuracy_rows(soft_accuracy, s, t, counted)
     return reduce_loss(loss, reduction, counted)
 

@@ -14,22 +14,23 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from lossbook._checks import (
     check_classes,
     check_distribution,
     check_ignore_index,
-    check_index,
     check_integer,
     check_number,
     check_reduction,
+    check_rows,
     check_scores,
     describe,
 )
 from lossbook._classifier import CosineClassifier, check_vectors, unit
-from lossbook._common import ABSENT, LossModule, logsumexp, reduce_loss, rest_margins, softplus
-from lossbook._fast.am_softmax import linear_rest, margin_rows, rest_rows
+from lossbook._common import ABSENT, LossModule, if_counted, logsumexp, reduce_loss, rest_margins, softplus
+from lossbook._fast.am_softmax import FEW, linear_rest, margin_rows, rest_rows, value_and_slope
 from lossbook._margins import (
     AdditiveAngularMargin,
     AdditiveCosineMargin,
@@ -72,18 +73,18 @@ _KNOWN = (Less, AdditiveCosineMargin, AdditiveAngularMargin, MultipliedAngle)
 # ------------------------------------------------------------------------------------------------------------ formulas
 
 
-def rest_and_target(cosine: Tensor, t: Tensor, counted: Tensor, scale: Scale) -> Tensor:
+def rest_and_target(cosine: Tensor, t: Tensor, counted: Tensor | None, scale: Scale) -> Tensor:
     """``(..., 2)``: the log-sum-exp of the other classes' scores, and the target's cosine."""
-    cosine = cosine.masked_fill(~counted.unsqueeze(-1), 0)
+    cosine = if_counted(cosine, counted)
     at = t.unsqueeze(-1)
     rest = logsumexp((scale * cosine).scatter(-1, at, ABSENT))
     return torch.stack((rest, cosine.gather(-1, at).squeeze(-1)), -1)
 
 
-def margin_softmax(rest_and_target: Tensor, counted: Tensor, psi: Psi, scale: Scale) -> Tensor:
+def margin_softmax(rest_and_target: Tensor, counted: Tensor | None, psi: Psi, scale: Scale) -> Tensor:
     """``log(1 + e^z)``, z the rest's log-sum-exp less the target's score."""
     rest, cosine_t = rest_and_target[..., 0], rest_and_target[..., 1]
-    return softplus(rest - scale * psi(cosine_t)).masked_fill(~counted, 0)
+    return if_counted(softplus(rest - scale * psi(cosine_t)), counted)
 
 
 def soft_margin_softmax(cosine: Tensor, tau: Tensor, psi: Psi, scale: Scale) -> Tensor:
@@ -172,7 +173,8 @@ def margin_softmax_loss(
         tau = check_distribution(target, cosine.shape, dim=dim).to(s.dtype)
         _check_cosines(s, tau)
         return reduce_loss(soft_margin_softmax(s, tau, call, scale), reduction)
-    t, counted = check_index(target, s.shape[:-1], classes, ignore_index)
+    ignored = check_ignore_index(ignore_index)
+    t, counted = check_rows(target, s.shape[:-1], classes, ignored)
     _check_cosines(s, t, counted)
     loss = _by_index(s, t, counted, psi, call, scale)
     return reduce_loss(loss, reduction, counted)
@@ -253,16 +255,23 @@ def linear_margin_softmax_loss(
     Equation :eq:`am-margin` of the chapter. Source: as :func:`margin_softmax_loss`.
     """
     check_reduction(reduction)
-    scale, psi = _check_scale(scale), shaped(check_psi(psi))
+    scale, call = _check_scale(scale), shaped(check_psi(psi))
     check_vectors(embedding, weight)
     rows, size = embedding.shape[:-1], _check_chunk(chunk_size)
-    t, counted = check_index(target, rows, len(weight), ignore_index)
+    ignored = check_ignore_index(ignore_index)
+    t, counted = check_rows(target, rows, len(weight), ignored)
     # a row that does not count is a zero vector: whatever it holds reaches no gradient
-    z = unit(embedding.masked_fill(~counted.unsqueeze(-1), 0), weight) * scale
+    z = unit(if_counted(embedding, counted), weight, look=True)
+    if size is None and readable(z, weight) and t.numel() * len(weight) <= FEW:
+        with full_precision(z.device):
+            cosine = F.linear(z, unit(weight, z, look=True))
+        loss = _by_index(cosine, t, counted, psi, call, scale)
+        return reduce_loss(loss, reduction, counted)
+    z = z * scale
     z, index = z.reshape(-1, z.shape[-1]), t.reshape(-1)
     both = linear_rest(linear_rest_and_target, z, weight, index, size, scale)
     both = both.reshape(*rows, 2)
-    loss = margin_softmax(both, counted, lambda s_t: psi(s_t / scale), scale)
+    loss = margin_softmax(both, counted, lambda s_t: call(s_t / scale), scale)
     return reduce_loss(loss, reduction, counted)
 
 
@@ -373,7 +382,7 @@ class LinearAmSoftmaxLoss(LossModule):
 # ----------------------------------------------------------------------------------------------- from scores to rows
 
 
-def _by_index(s: Tensor, t: Tensor, counted: Tensor, psi: Psi, call: Psi, scale: Scale) -> Tensor:
+def _by_index(s: Tensor, t: Tensor, counted: Tensor | None, psi: Psi, call: Psi, scale: Scale) -> Tensor:
     """The losses of rows; ``call`` is ``psi`` with its checks."""
     if isinstance(scale, Tensor):  # by autograd, so that the scale gets its gradient
         both = rest_rows(rest_and_target, scale * s, t, counted, scale)
@@ -382,21 +391,12 @@ def _by_index(s: Tensor, t: Tensor, counted: Tensor, psi: Psi, call: Psi, scale:
         both = rest_rows(rest_and_target, s, t, counted, scale)
         return margin_softmax(both, counted, call, scale)
 
-    def formula(s: Tensor, t: Tensor, counted: Tensor) -> Tensor:
+    def formula(s: Tensor, t: Tensor, counted: Tensor | None) -> Tensor:
         both = rest_and_target(s, t, counted, scale)
         return margin_softmax(both, counted, call, scale)
 
-    known = partial(_value_and_slope, call, psi)
+    known = partial(value_and_slope, call, psi)
     return margin_rows(formula, known, s, t, counted, scale)
-
-
-def _value_and_slope(call: Psi, psi: Psi, cosine_t: Tensor) -> tuple[Tensor, Tensor | None]:
-    """``psi`` of the target's cosines and its slope, None for 1."""
-    if isinstance(psi, (Less, AdditiveCosineMargin)):
-        return cosine_t - psi.m, None
-    with torch.enable_grad():
-        psi_t = call(cosine_t.requires_grad_())
-        return psi_t.detach(), torch.autograd.grad(psi_t.sum(), cosine_t)[0]
 
 
 # -------------------------------------------------------------------------------------------------------------- checks

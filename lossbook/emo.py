@@ -26,7 +26,7 @@ from lossbook._checks import (
     check_target,
     check_vectors,
 )
-from lossbook._common import LossModule, finite, one_hot, reduce_loss, rest_margin, rest_margins, softplus
+from lossbook._common import LossModule, finite, if_counted, one_hot, reduce_loss, rest_margin, rest_margins, softplus
 from lossbook._fast.emo import emo_fast, linear_emo
 from lossbook._torch import beside, full_precision
 
@@ -47,18 +47,18 @@ Sums = Literal["float32", "weight"]
 # Scores s (..., C); target indices (...) or a distribution (..., C); embedding e (C, D). Rows not counted give 0.
 
 
-def emo_rows(s: Tensor, target: Tensor, counted: Tensor, embedding: Tensor) -> Tensor:
+def emo_rows(s: Tensor, target: Tensor, counted: Tensor | None, embedding: Tensor) -> Tensor:
     """EMO of each row: sum_i p_i c_i = c_m + sum_i p_i (c_i - c_m), m the most probable word."""
-    p = finite(s.masked_fill(~counted.unsqueeze(-1), 0)).softmax(-1)
+    p = finite(if_counted(s, counted)).softmax(-1)
     c = costs(target, unit_vectors(embedding, s.dtype))
     # where p_m is next to 1 its gradient p_m (c_m - L) would cancel
     c_m = c.gather(-1, p.detach().argmax(-1, keepdim=True))
-    return (c_m.squeeze(-1) + (p * (c - c_m)).sum(-1)).masked_fill(~counted, 0)
+    return if_counted(c_m.squeeze(-1) + (p * (c - c_m)).sum(-1), counted)
 
 
-def emo_ce_rows(s: Tensor, target: Tensor, counted: Tensor, embedding: Tensor) -> Tensor:
+def emo_ce_rows(s: Tensor, target: Tensor, counted: Tensor | None, embedding: Tensor) -> Tensor:
     """(CE + sg(CE / EMO) EMO) / 2 of each row."""
-    s = finite(s.masked_fill(~counted.unsqueeze(-1), 0))
+    s = finite(if_counted(s, counted))
     emo = emo_rows(s, target, counted, embedding)
     if target.is_floating_point():
         ce = (target * softplus(rest_margins(s))).sum(-1)  # -sum_j tau_j log p_j
@@ -68,7 +68,7 @@ def emo_ce_rows(s: Tensor, target: Tensor, counted: Tensor, embedding: Tensor) -
     regular = emo > 1e-30 * ce
     ratio = torch.where(regular, ce / emo, 0).detach()
     loss = (ce + torch.where(regular, ratio * emo, ce.detach())) / 2
-    return loss.masked_fill(~counted, 0)
+    return if_counted(loss, counted)
 
 
 def costs(target: Tensor, u: Tensor) -> Tensor:
@@ -447,12 +447,12 @@ def _linear_loss(
     e = check_vectors(embedding, len(weight))
     shape = (*hidden.shape[:-1], len(weight))
     target, counted = check_target(target, shape, ignore_index)
-    h, rows = hidden.reshape(-1, hidden.shape[-1]), counted.reshape(-1)
     t = target.reshape(-1, *target.shape[hidden.dim() - 1 :])
-    loss = linear_emo(h, weight, bias, t, rows, e, reduction == "none", options)
+    loss = linear_emo(hidden, weight, bias, t, counted, e, reduction == "none", options)
     if loss.dim() == 1:
-        return reduce_loss(loss.reshape(counted.shape), reduction, counted)
-    return loss if reduction == "sum" else loss / counted.sum().clamp(min=1)
+        return reduce_loss(loss.reshape(hidden.shape[:-1]), reduction, counted)
+    n = max(len(t), 1) if counted is None else counted.sum().clamp(min=1)
+    return loss if reduction == "sum" else loss / n
 
 
 def _options(reduction: str, **integers: int) -> dict[str, Any]:

@@ -173,6 +173,16 @@ def test_the_slope_of_a_margin(psi: nn.Module) -> None:
     assert gradgradcheck(psi, (cosine,))
 
 
+@EACH_PSI
+@pytest.mark.parametrize("bounds", [(-0.5, 0.9), (-1.0, 1.0)])
+def test_the_fast_roads_margin_and_slope_are_autograds(psi: nn.Module, bounds: tuple[float, float]) -> None:
+    cosine = torch.linspace(*bounds, 200, dtype=torch.float64)
+    value, slope = _fast.value_and_slope(psi, psi, cosine.clone())
+    cosine.requires_grad_()
+    close(value, psi(cosine).detach(), rtol=0)
+    close(torch.ones_like(value) if slope is None else slope, gradients(psi(cosine).sum(), cosine)[0], rtol=1e-12)
+
+
 def test_the_multiplied_angle_pulls_the_wrong_way_between_45_and_72_degrees() -> None:
     theta = torch.deg2rad(torch.tensor([44.0, 46.0, 71.0, 73.0], dtype=torch.float64))
     cosine = theta.cos().requires_grad_()
@@ -605,6 +615,17 @@ def test_the_linear_gradients_equal_the_plain_ones(chunk_size: int | None, scale
         strict=True,
     ):
         close(a, b, rtol=1e-9, atol=1e-9 * float(b.abs().max()))
+
+
+@pytest.mark.parametrize("classes", [100, 1000])
+def test_without_a_chunk_size_few_scores_and_many_give_the_same(classes: int) -> None:
+    z, w, target = torch.randn(64, 8).requires_grad_(), torch.randn(classes, 8).requires_grad_(), torch.arange(64)
+    assert (64 * classes <= _fast.FEW) == (classes == 100)
+    for psi in (additive_angular_margin(0.5), additive_cosine_margin(0.2), lambda c: c - 0.3):
+        losses = [linear_margin_softmax_loss(z, w, target, psi=psi, chunk_size=size) for size in (None, 7)]
+        close(losses[0], losses[1], rtol=1e-5)
+        for a, b in zip(*(gradients(loss, z, w) for loss in losses), strict=True):
+            close(a, b, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("chunk_size", [None, 1, 3])

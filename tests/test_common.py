@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from torch._subclasses import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import lossbook
 from lossbook import _torch
@@ -80,6 +81,28 @@ def test_every_function_is_called_here() -> None:
     factories = {"additive_angular_margin", "additive_cosine_margin", "multiplied_angle"}
     pairs = {n for n, m in lossbook._EXPORTS.items() if m == "spans"} - {"power_bce"}  # of tokens: tests/test_spans.py
     assert {call.name for call in ALL} == functions - factories - pairs
+
+
+class Operators(TorchDispatchMode):
+    """The names of the operators called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.called: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.called.append(func.__name__.partition(".")[0])
+        return func(*args, **(kwargs or {}))
+
+
+@every_loss
+def test_rows_that_all_count_take_no_mask(call: Call) -> None:
+    if not call.takes("ignore_index") or call.name in ("exact_loss", "sparse_multilabel_softmax_loss"):
+        pytest.skip("a mask costs nothing here, or there is none")
+    with Operators() as operators:
+        gradients(call, call())
+    assert len(operators.called) > 10
+    assert not {"bitwise_not", "all"} & set(operators.called)
 
 
 @every

@@ -42,6 +42,12 @@ def _near(s: Tensor) -> Tensor:
     return s if s.device.type == "cpu" else s.clamp(-FAR, FAR)
 
 
+def scaled(g: Tensor, kept: Kept, spare: bool) -> Tensor:
+    """A ``slope``: the gradient of each row's loss, made along with its value, times what arrives for that loss."""
+    (slope,) = kept
+    return torch.mul(slope, g.unsqueeze(-1), out=slope if spare else None)
+
+
 class _Fused(Function):
     """A loss with a gradient by hand; derivatives of that gradient come from the formula."""
 

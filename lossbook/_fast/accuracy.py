@@ -13,8 +13,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from lossbook._fast._function import Formula, Kept, fused
+from lossbook._fast._function import Formula, Kept, fused, scaled
 from lossbook._fast._threads import each, slices
+from lossbook._fast.softmax import softmax_rows
 from lossbook._torch import readable
 
 # A row is sure if the chances of its rivals, each alone against the target, sum to less than this.
@@ -244,7 +245,7 @@ def exact_rows(
     Rows with a margin of ``lost`` or less are lost.
     """
     sloped = s.requires_grad and torch.is_grad_enabled()
-    return fused(formula, partial(_sweep, margins, lost, sloped), _slope, s, t, counted, sigma, nodes, log)
+    return fused(formula, partial(_sweep, margins, lost, sloped), scaled, s, t, counted, sigma, nodes, log)
 
 
 def _sweep(
@@ -306,11 +307,6 @@ def _loss(log_e: Tensor, log_w: Tensor, sure: Tensor, lost: Tensor, log: bool) -
     return loss, weight.masked_fill_(lost.unsqueeze(-1), 0)
 
 
-def _slope(g: Tensor, kept: Kept, spare: bool) -> Tensor:
-    (slope,) = kept
-    return torch.mul(slope, g.unsqueeze(-1), out=slope if spare else None)
-
-
 def _pieces(total: int, size: int, device: torch.device, threads: int = 1) -> list[slice]:
     """Slices of ``total`` rows of about one size, none with more numbers than a piece where a row takes ``size``."""
     low, high = _PIECE.get(device.type, _DEVICE_PIECE)
@@ -321,29 +317,11 @@ def _pieces(total: int, size: int, device: torch.device, threads: int = 1) -> li
 # ------------------------------------------------------------------------------------------------------- soft accuracy
 
 
-def soft_accuracy_rows(formula: Formula, s: Tensor, t: Tensor, counted: Tensor) -> Tensor:
+def soft_accuracy_rows(formula: Formula, s: Tensor, t: Tensor, counted: Tensor | None) -> Tensor:
     """``formula(s, t, counted)``, the error 1 - p_t as the sum of the other classes' probabilities."""
     if s.shape[-1] == 1:  # right, whatever the score
-        return formula(s, t, torch.zeros_like(counted))
-    return fused(formula, _others, _others_slope, s, t, counted)
-
-
-def _others(s: Tensor, t: Tensor, counted: Tensor) -> tuple[Tensor, Kept]:
-    at = t.unsqueeze(-1)
-    p = torch.softmax(s, -1)
-    p_t = p.gather(-1, at).squeeze(-1)
-    e = p.scatter_(-1, at, 0).sum(-1)
-    if not (readable(counted) and bool(counted.all())):
-        p.masked_fill_(~counted.unsqueeze(-1), 0)
-        e.masked_fill_(~counted, 0)
-        p_t.masked_fill_(~counted, 0)
-    return e, (p, p_t, p_t * e, t)
-
-
-def _others_slope(g: Tensor, kept: Kept, spare: bool) -> Tensor:
-    p, p_t, own, t = kept
-    grad = torch.mul(p, (g * p_t).unsqueeze(-1), out=p if spare else None)
-    return grad.scatter_(-1, t.unsqueeze(-1), (g * own).neg_().unsqueeze(-1))
+        counted = torch.zeros_like(t, dtype=torch.bool)
+    return softmax_rows(formula, lambda e, p_t, _: (e, p_t), s, t, counted)
 
 
 def soft_target_rows(formula: Formula, s: Tensor, tau: Tensor) -> Tensor:

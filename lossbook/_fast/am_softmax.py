@@ -9,16 +9,21 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import Function
+from torch.nn import functional as F
 
 from lossbook._classifier import inverse_norm
-from lossbook._common import ABSENT
+from lossbook._common import ABSENT, if_counted
 from lossbook._fast._function import Kept, fused
+from lossbook._fast.softmax import weighed
+from lossbook._margins import AdditiveAngularMargin, AdditiveCosineMargin, Less, Psi
 from lossbook._torch import compiling, full_precision, plain, readable
 
 Formula = Callable[..., Tensor]
 Margin = Callable[[Tensor], "tuple[Tensor, Tensor | None]"]
 # e^64 times a billion classes is within float32, and so is e^-65: no need to look for a row's largest score
 _UNSHIFTED = 64.0
+# so many scores of a linear layer are held, where no size of chunks is asked for: more would hold memory, fewer no time
+FEW = 2**15
 # the chunks that torch.compile unrolls, unless a size is asked for
 _UNROLLED = 16
 
@@ -28,54 +33,72 @@ def wide(scale: float | Tensor) -> bool:
     return isinstance(scale, Tensor) or scale > _UNSHIFTED
 
 
-def margin_rows(formula: Formula, psi: Margin, cosine: Tensor, t: Tensor, counted: Tensor, scale: float) -> Tensor:
+def margin_rows(
+    formula: Formula, psi: Margin, cosine: Tensor, t: Tensor, counted: Tensor | None, scale: float
+) -> Tensor:
     """``formula(cosine, t, counted)``, the losses of rows, for a margin without parameters of its own.
 
     ``psi(cosine_t)`` returns its values and its slope, None for 1.
     """
 
-    def value(cosine: Tensor, t: Tensor, counted: Tensor) -> tuple[Tensor, Kept]:
-        e, total, rest = _exponentials(cosine, t, scale, wide(scale) or not readable(cosine))
-        psi_t, slope = psi(cosine.gather(-1, t.unsqueeze(-1)).squeeze(-1))
+    def value(cosine: Tensor, t: Tensor, counted: Tensor | None) -> tuple[Tensor, Kept]:
+        at = t.unsqueeze(-1)
+        e, total, rest = _exponentials(cosine, at, scale, wide(scale) or not readable(cosine))
+        psi_t, slope = psi(cosine.gather(-1, at).squeeze(-1))
         z = rest.sub_(psi_t, alpha=scale)
-        loss = torch.logaddexp(z, z.new_zeros(()))
-        ignored = ~counted
-        own = z.sigmoid_().mul_(scale).masked_fill_(ignored, 0)
-        return loss.masked_fill_(ignored, 0), (e, own / total, own if slope is None else own * slope, t, counted)
+        loss = F.softplus(z, threshold=40)  # e^-40 is nothing beside 40
+        factor = z.sigmoid_().mul_(scale).div_(total)
+        own = (total if slope is None else total.mul_(slope)).neg_()
+        e.scatter_(-1, at, own.unsqueeze(-1))
+        if counted is not None:
+            ignored = ~counted
+            e.masked_fill_(ignored.unsqueeze(-1), 0)
+            loss.masked_fill_(ignored, 0)
+            factor.masked_fill_(ignored, 0)
+        return loss, (e, factor)
 
-    return fused(formula, value, _margin_slope, cosine, t, counted)
+    return fused(formula, value, weighed, cosine, t, counted)
 
 
-def _margin_slope(g: Tensor, kept: Kept, spare: bool) -> Tensor:
-    e, others, own, t, counted = kept
-    return _spread(e, g * others, (g * own).neg_(), t, counted, spare)
+def value_and_slope(call: Psi, psi: Psi, cosine_t: Tensor) -> tuple[Tensor, Tensor | None]:
+    """``psi`` of the target's cosines and its slope, None for 1; ``call`` is ``psi`` with its checks."""
+    if isinstance(psi, (Less, AdditiveCosineMargin)):
+        return cosine_t - psi.m, None
+    if isinstance(psi, AdditiveAngularMargin) and readable(cosine_t) and cosine_t.numel() > 0:
+        cos, sin = math.cos(psi.m), math.sin(psi.m)
+        low, high = (bound.item() for bound in torch.aminmax(cosine_t))
+        if 0.01 - cos < low and high < 0.99:  # cos(theta + m), far from both ends
+            sine = (1 - cosine_t).mul_(1 + cosine_t).sqrt_()
+            return cosine_t * cos - sine * sin, (cosine_t / sine).mul_(sin).add_(cos)
+    with torch.enable_grad():
+        psi_t = call(cosine_t.requires_grad_())
+        return psi_t.detach(), torch.autograd.grad(psi_t.sum(), cosine_t)[0]
 
 
-def rest_rows(formula: Formula, cosine: Tensor, t: Tensor, counted: Tensor, scale: float | Tensor) -> Tensor:
+def rest_rows(formula: Formula, cosine: Tensor, t: Tensor, counted: Tensor | None, scale: float | Tensor) -> Tensor:
     """``formula(cosine, t, counted, scale)``, ``(..., 2)``: the rest and the target's cosine, for any margin.
 
     With a tensor as scale, ``cosine`` is multiplied by it already, and so is the target's.
     """
     shifted = wide(scale) or not readable(cosine)
 
-    def value(cosine: Tensor, t: Tensor, counted: Tensor, scale: float) -> tuple[Tensor, Kept]:
-        e, total, rest = _exponentials(cosine, t, scale, shifted)
-        both = torch.stack((rest, cosine.gather(-1, t.unsqueeze(-1)).squeeze(-1)), -1)
-        if not readable(both):
-            both.masked_fill_(~counted.unsqueeze(-1), 0)
-        return both, (e, scale / total, t, counted)
+    def value(cosine: Tensor, t: Tensor, counted: Tensor | None, scale: float) -> tuple[Tensor, Kept]:
+        at = t.unsqueeze(-1)
+        e, total, rest = _exponentials(cosine, at, scale, shifted)
+        both = torch.stack((rest, cosine.gather(-1, at).squeeze(-1)), -1)
+        return if_counted(both, counted), (e, scale / total, at, counted)
 
     return fused(formula, value, _rest_slope, cosine, t, counted, 1.0 if isinstance(scale, Tensor) else scale)
 
 
 def _rest_slope(g: Tensor, kept: Kept, spare: bool) -> Tensor:
-    e, factor, t, counted = kept
-    return _spread(e, g[..., 0] * factor, g[..., 1], t, counted, spare)
+    e, factor, at, counted = kept
+    grad = torch.mul(e, (g[..., 0] * factor).unsqueeze(-1), out=e if spare else None)
+    return if_counted(grad.scatter_(-1, at, g[..., 1:]), counted)  # a row that does not count may hold NaN
 
 
-def _exponentials(cosine: Tensor, t: Tensor, scale: float, shifted: bool) -> tuple[Tensor, Tensor, Tensor]:
+def _exponentials(cosine: Tensor, at: Tensor, scale: float, shifted: bool) -> tuple[Tensor, Tensor, Tensor]:
     """e^score with 0 at the target, the sums of rows, and their logarithms; with ``shifted``, e^(score - row's top)."""
-    at = t.unsqueeze(-1)
     e = cosine * (scale / math.log(2))  # 2^x takes a third of the time of e^x
     least = torch.finfo(e.dtype).tiny  # with no other class the sum is 0
     if not shifted:
@@ -85,15 +108,6 @@ def _exponentials(cosine: Tensor, t: Tensor, scale: float, shifted: bool) -> tup
     top = e.scatter_(-1, at, ABSENT).amax(-1, keepdim=True)
     total = e.sub_(top).exp2_().scatter_(-1, at, 0).sum(-1).clamp_(min=least)
     return e, total, total.log2().add_(top.squeeze(-1)).mul_(math.log(2))
-
-
-def _spread(e: Tensor, others: Tensor, own: Tensor, t: Tensor, counted: Tensor, spare: bool) -> Tensor:
-    """The gradient: ``others`` times the exponentials, and ``own`` at the target."""
-    grad = torch.mul(e, others.unsqueeze(-1), out=e if spare else None)
-    grad.scatter_(-1, t.unsqueeze(-1), own.unsqueeze(-1))
-    # a row that does not count may hold NaN
-    whole = readable(counted) and bool(counted.all())
-    return grad if whole else grad.masked_fill_(~counted.unsqueeze(-1), 0)
 
 
 class _Chunk:

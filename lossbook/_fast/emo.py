@@ -16,14 +16,15 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from lossbook._checks import HALF
-from lossbook._common import FAR
-from lossbook._fast._function import Formula, Kept, fused
+from lossbook._common import FAR, if_counted
+from lossbook._fast._function import Formula, Kept, fused, scaled
 from lossbook._fast._threads import each, slices
+from lossbook._fast.softmax import cross_entropy
 from lossbook._torch import batched, compiling, full_precision, last_backward, plain, readable, transformed
 
 # numbers worked on at once: a block that stays in the cache, room beside one chunk's scores, and the scores of a linear
 # layer that are held whatever the size of a chunk
-BLOCK, ROOM, SMALL = 2**15, 2**22, 3 * 2**19
+BLOCK, ROOM, SMALL = 2**16, 2**22, 3 * 2**19
 # classes of a linear layer that are multiplied at once
 TILE = 1024
 # rows of a linear layer whose scores are held in float32
@@ -34,15 +35,11 @@ def emo_fast(formula: Formula, s: Tensor, target: Tensor, *constants: Any, with_
     """``formula(s, target, counted, embedding)``, by the fast road for index targets."""
     if target.is_floating_point():
         return formula(s, target, *constants)
-    return fused(formula, partial(value, with_ce=with_ce), _slope, s, target, *constants)
-
-
-def _slope(g: Tensor, kept: Kept, spare: bool) -> Tensor:
-    return torch.mul(kept[0], g.unsqueeze(-1), out=kept[0] if spare else None)
+    return fused(formula, partial(value, with_ce=with_ce), scaled, s, target, *constants)
 
 
 def value(
-    s: Tensor, t: Tensor, counted: Tensor, embedding: Tensor, with_ce: bool, costs: Costs | None = None
+    s: Tensor, t: Tensor, counted: Tensor | None, embedding: Tensor, with_ce: bool, costs: Costs | None = None
 ) -> tuple[Tensor, Kept]:
     """The losses of rows and their gradients by the scores."""
     shape, classes = s.shape, s.shape[-1]
@@ -61,7 +58,7 @@ def value(
             loss.view(-1)[rows] = _block(s[rows], at, c, room[: len(c)], with_ce).squeeze(-1)
 
         each(s.device, slices(len(s), size), lambda: s.new_empty(min(size, len(s)), classes), work)
-    if not (readable(counted) and bool(counted.all())):
+    if counted is not None:
         loss.masked_fill_(~counted, 0)
         g.masked_fill_(~counted.reshape(-1, 1), 0)
     return loss, (g.view(shape),)
@@ -80,11 +77,9 @@ def _block(s: Tensor, t: Tensor, c: Tensor, room: Tensor | None, with_ce: bool) 
         c.sub_(more).mul_(p)
         return emo
     p_t = p.gather(-1, t)
-    whole = readable(p_t) and bool((p_t > 1e-30).all())
-    log_p = p_t.log() if whole else s.log_softmax(-1).gather(-1, t)
     rest = p.scatter_(-1, t, 0).sum(-1, keepdim=True)  # 1 - p_t without cancellation
-    ce = torch.where(rest < 0.5, -torch.log1p(-rest), -log_p)
-    ratio = torch.where(emo > 1e-30 * ce, ce / emo, 0)
+    ce = cross_entropy(s, t, p, p_t, rest)
+    ratio = (ce / emo).masked_fill_(emo <= 1e-30 * ce, 0)
     # p last: the ratio may be 1e30, but ratio * p_i * c_i <= CE
     c.sub_(more).mul_(ratio / 2).add_(0.5).mul_(p)
     c.scatter_(-1, t, (rest + ratio * emo * p_t) / -2)
@@ -137,7 +132,8 @@ def inverse_norms(embedding: Tensor, dtype: torch.dtype) -> Tensor:
     inverse = []
     for e in _tiles(embedding, dtype):
         norm = torch.linalg.vector_norm(e, dim=-1)
-        if not (readable(norm) and norm.min().item() > 1e-12 and norm.max().item() < 1e15):
+        low, high = (bound.item() for bound in torch.aminmax(norm)) if readable(norm) else (0, 0)
+        if not (low > 1e-12 and high < 1e15):
             # by the largest number first: the squares of others leave float32
             largest = e.abs().amax(-1).clamp(min=torch.finfo(dtype).tiny)
             norm = torch.linalg.vector_norm(e / largest.unsqueeze(-1), dim=-1)
@@ -177,7 +173,7 @@ def linear_emo(
     weight: Tensor,
     bias: Tensor | None,
     target: Tensor,
-    counted: Tensor,
+    counted: Tensor | None,
     embedding: Tensor,
     rows: bool,
     options: tuple[Any, ...],
@@ -185,11 +181,14 @@ def linear_emo(
     """The loss of each row, or unless ``rows`` perhaps their sum."""
     from lossbook.emo import linear_rows
 
+    hidden, counted = hidden.reshape(-1, hidden.shape[-1]), None if counted is None else counted.reshape(-1)
     soft, eager = target.is_floating_point(), plain(hidden, weight, bias, target, embedding)
-    arguments = (hidden, weight, bias, target, counted, embedding)
     held = SMALL // len(weight)  # rows
     if eager and len(hidden) <= held and hidden.dtype == weight.dtype == options[5] not in HALF:
-        return _at_once(*arguments, *options)
+        return _at_once(hidden, weight, bias, target, counted, embedding, *options)
+    if counted is None:
+        counted = target.new_ones(target.shape[:1], dtype=torch.bool)
+    arguments = (hidden, weight, bias, target, counted, embedding)
     if eager and not soft:
         options = (*options[:3], max(options[3], held), *options[4:])
     if soft and eager:
@@ -208,14 +207,13 @@ def linear_emo(
 
 
 def _at_once(
-    h: Tensor, w: Tensor, b: Tensor | None, target: Tensor, counted: Tensor, embedding: Tensor, *options: Any
+    h: Tensor, w: Tensor, b: Tensor | None, target: Tensor, counted: Tensor | None, embedding: Tensor, *options: Any
 ) -> Tensor:
     """The loss of each row, with the scores of all of them, which take little memory."""
     from lossbook.emo import emo_ce_rows, emo_rows
 
     with_ce, scale, softcap = options[:3]
-    if not (readable(counted) and bool(counted.all())):
-        h = h.masked_fill(~counted.unsqueeze(-1), 0)  # an ignored row may hold NaN
+    h = if_counted(h, counted)  # an ignored row may hold NaN
     with full_precision(h.device):
         s = F.linear(h, w, b)
         s = s if scale == 1 else s * scale
@@ -280,7 +278,7 @@ def _run(
             for j in range(0, len(h), piece):
                 few, these = slice(j, j + piece), slice(at.start + j, min(at.start + j + piece, at.stop))
                 x, slope = _capped(s[few].to(loss.dtype), scale, softcap)
-                losses, (g,) = value(x, target[these], counted[these], embedding, with_ce, costs)
+                losses, (g,) = value(x, target[these], None if whole else counted[these], embedding, with_ce, costs)
                 if rows:
                     loss[these] = losses
                 else:

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from lossbook._common import FAR
-from lossbook._fast._function import Formula, Kept, Value, fused
+from lossbook._fast._function import Formula, Kept, Value, fused, scaled
 from lossbook._fast._threads import each, numbers, slices
-from lossbook._fast.softmax import softmax_rows, softmax_terms
+from lossbook._fast.softmax import cross_entropy, exponentials, softmax_rows
 
 Steps = Callable[..., None]
 
@@ -222,11 +222,12 @@ def asymmetric_steps(
 # ---------------------------------------------------------------------------------------------------- one class of many
 
 
-def softmax_focal(formula: Formula, s: Tensor, t: Tensor, counted: Tensor, gamma: float) -> Tensor:
+def softmax_focal(formula: Formula, s: Tensor, t: Tensor, counted: Tensor | None, gamma: float) -> Tensor:
     """``formula(s, t, counted)``, the focal loss of rows."""
 
-    def row(e: Tensor, ce: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
-        weight, push = _focal(e, p * ce, gamma)
+    def row(e: Tensor, p_t: Tensor, cross_entropy: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:
+        ce = cross_entropy()
+        weight, push = _focal(e, p_t * ce, gamma)
         return weight * ce, push
 
     return softmax_rows(formula, row, s, t, counted)
@@ -234,34 +235,37 @@ def softmax_focal(formula: Formula, s: Tensor, t: Tensor, counted: Tensor, gamma
 
 def _focal(e: Tensor, p_ce: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
     """e^gamma, and e^gamma + gamma e^(gamma - 1) p ce, the slope over e."""
-    lower = (e if gamma >= 1 else e.clamp(min=torch.finfo(e.dtype).tiny)) ** (gamma - 1)
+    lower = e if gamma >= 1 else e.clamp(min=torch.finfo(e.dtype).tiny)
+    lower = lower if gamma == 2 else lower ** (gamma - 1)
     weight = lower * e
     return weight, torch.addcmul(weight, lower, p_ce, value=gamma)
 
 
-def soft_truncated_rows(formula: Formula, s: Tensor, t: Tensor, counted: Tensor, k: float) -> Tensor:
+def soft_truncated_rows(formula: Formula, s: Tensor, t: Tensor, counted: Tensor | None, k: float) -> Tensor:
     """``formula(s, t, counted)``, the soft truncation of rows: one softmax of s and one of -k s."""
 
-    def value(s: Tensor, t: Tensor, counted: Tensor) -> tuple[Tensor, Kept]:
+    def value(s: Tensor, t: Tensor, counted: Tensor | None) -> tuple[Tensor, Kept]:
         at = t.unsqueeze(-1)
-        turned = s.gather(-1, at) - s  # subtracted first, so a common offset costs no digits
-        if k != 1:
-            turned.mul_(k).clamp_(-FAR, FAR)
-        turned = torch.softmax(turned, -1)
-        r = turned.gather(-1, at)
-        rest = turned.scatter_(-1, at, 0).sum(-1, keepdim=True)
-        p, _, e, ce = softmax_terms(s, at)
-        loss = r * ce
+        x, own, rest, near = exponentials(s, at)
+        if near and k == 1:
+            turned, r = (own.unsqueeze(-1) / x).scatter_(-1, at, 0), torch.ones_like(own)
+            not_r = turned.sum(-1)
+        else:
+            turned = s.gather(-1, at) - s  # subtracted first, so a common offset costs no digits
+            turned, r, not_r, _ = exponentials(turned.mul_(k).clamp_(-FAR, FAR), at)
+        unit = 1 / (r + not_r)
+        r.mul_(unit)
+        loss = r * cross_entropy(s, at, x, own, rest, near)
         # dL/ds_i = r p_i + k r ce turned_i, dL/ds_t = -r e - k r ce (1 - r)
-        push = loss if k == 1 else loss * k
-        own = torch.addcmul(r * e, push, rest).neg_()
-        grad = p.mul_(r).addcmul_(turned, push).scatter_(-1, at, own)
-        loss = loss[..., 0].clone()
-        if counted.is_cpu and bool(counted.all()):
-            return loss, (grad,)
-        return loss.masked_fill_(~counted, 0), (grad, ~counted)
+        pull, push = r.div_(own + rest), unit.mul_(loss).mul_(k)
+        own = torch.addcmul(pull * rest, push, not_r).neg_()
+        grad = x.mul_(pull.unsqueeze(-1)).addcmul_(turned, push.unsqueeze(-1)).scatter_(-1, at, own.unsqueeze(-1))
+        if counted is not None:
+            loss.masked_fill_(~counted, 0)
+            grad.masked_fill_(~counted.unsqueeze(-1), 0)
+        return loss, (grad,)
 
-    return fused(formula, value, _rows_slope, s, t, counted)
+    return fused(formula, value, scaled, s, t, counted)
 
 
 # --------------------------------------------------------------------------------------------------------- soft targets
@@ -279,7 +283,7 @@ def softmax_focal_soft(formula: Formula, s: Tensor, t: Tensor, gamma: float) -> 
         weight, push = _focal(e, p * ce, gamma)
         return weight.mul_(ce).mul_(t).sum(-1), (_pull(push.mul_(t), p, sure, rest),)
 
-    return fused(formula, _by_rows(value), _rows_slope, s, t)
+    return fused(formula, _by_rows(value), scaled, s, t)
 
 
 def soft_truncated_soft(formula: Formula, s: Tensor, t: Tensor, k: float) -> Tensor:
@@ -296,7 +300,7 @@ def soft_truncated_soft(formula: Formula, s: Tensor, t: Tensor, k: float) -> Ten
         grad = _pull(a, p, sure, rest)
         return loss, (grad.add_(_pull(b, r, *_sure(r)), alpha=k),)
 
-    return fused(formula, _by_rows(value), _rows_slope, s, t)
+    return fused(formula, _by_rows(value), scaled, s, t)
 
 
 def _by_rows(value: Value) -> Value:
@@ -342,9 +346,3 @@ def _pull(h: Tensor, p: Tensor, sure: Tensor, rest: Tensor) -> Tensor:
     own, best = h.gather(-1, sure), p.gather(-1, sure)
     others = h.scatter_(-1, sure, 0).sum(-1, keepdim=True)
     return p.mul_(others + own).sub_(h).scatter_(-1, sure, best * others - own * rest)
-
-
-def _rows_slope(g: Tensor, kept: Kept, spare: bool) -> Tensor:
-    grad, *ignored = kept
-    grad = torch.mul(grad, g.unsqueeze(-1), out=grad if spare else None)
-    return grad.masked_fill_(ignored[0].unsqueeze(-1), 0) if ignored else grad

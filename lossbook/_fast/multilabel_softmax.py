@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lossbook._fast._function import Kept, fused
+from lossbook._fast._function import Kept, fused, scaled
 from lossbook._torch import readable
 
 LOG2_E = math.log2(math.e)
@@ -46,13 +46,7 @@ def two_sums(
 
     if s.numel() == 0:
         return s.sum(-1)  # no label: log 1 + log 1
-    return fused(formula, value, _times, s, t, mask) if readable(s, t) else formula(s, t, mask)
-
-
-def _times(g: Tensor, kept: Kept, spare: bool) -> Tensor:
-    """The gradient of each row's loss, made along with its value, times what arrives for that loss."""
-    (slope,) = kept
-    return torch.mul(slope, g.unsqueeze(-1), out=slope if spare else None)
+    return fused(formula, value, scaled, s, t, mask) if readable(s, t) else formula(s, t, mask)
 
 
 def _block(row: Row, shift: float, scale: float, s: Tensor, t: Tensor, mask: Tensor | None, slope: Tensor) -> Tensor:
@@ -120,7 +114,7 @@ def indexed_sums(
 
     if s.numel() == 0:
         return s.sum(-1)
-    return fused(formula, value, _times, s, index, given, mask) if readable(s) else formula(s, index, given, mask)
+    return fused(formula, value, scaled, s, index, given, mask) if readable(s) else formula(s, index, given, mask)
 
 
 def exchanged_sets(
@@ -173,7 +167,7 @@ def exchanged_sets(
 
     if s.numel() == 0:
         return s.sum(-1)
-    return fused(formula, value, _times, s, neg, pos) if readable(s, neg, pos) else formula(s, neg, pos)
+    return fused(formula, value, scaled, s, neg, pos) if readable(s, neg, pos) else formula(s, neg, pos)
 
 
 def _history(start: Tensor, y: Tensor) -> Tensor:
