@@ -1,7 +1,8 @@
 """Checks the page "Which loss should I use?" against every record: ``python -m experiments.advice``.
 
 Each statement of ``data/advice.toml`` is a prediction. It is printed with the tasks on which it holds, fails or stays
-open, and with what each task says. The command ends with 1 if a statement fails in its own records.
+open, and with what each task says. The command ends with 1 if a statement does not hold more often than it fails in its
+own records.
 """
 
 from __future__ import annotations

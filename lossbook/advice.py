@@ -1,8 +1,8 @@
 """The advice of the page "Which loss should I use?" as predictions, and what the records say of each.
 
-A prediction of ``data/advice.toml`` says that some methods are ahead of others in a metric, or level with them, on all
-tasks of a kind. There is a verdict for each task: the best method of either side, each with the settings that
-validation data chose, is compared seed by seed. ``python -m experiments.advice`` prints all verdicts.
+A prediction of ``data/advice.toml`` says that some methods are ahead of others in a metric, not ahead of them, or level
+with them, on all tasks of a kind. There is a verdict for each task: the best method of either side, each with the
+settings that validation data chose, is compared seed by seed. ``python -m experiments.advice`` prints all verdicts.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from lossbook.data import book_file
 from lossbook.records import Estimate, Record
 
 SMALL = 0.01
-"""Sides are level where the difference is surely below one point."""
+"""Sides are level where the difference is surely below one point; one is not ahead where its gain surely is."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Verdict:
         task: The task.
         data: Its public data sets.
         difference: How far the first methods are ahead of the second ones; more is better.
-        expects: ``ahead`` or ``level``.
+        expects: ``ahead``, ``not ahead`` or ``level``.
     """
 
     task: str
@@ -49,9 +49,11 @@ class Verdict:
         """``holds``, ``fails`` or ``open``."""
         if self.expects == "ahead":
             return {1: "holds", -1: "fails", 0: "open"}[self.sign]
-        if max(-self.difference.low, self.difference.high) < SMALL:
+        level = self.expects == "level"
+        if self.difference.high < SMALL and (self.difference.low > -SMALL or not level):
             return "holds"
-        return "fails" if self.sign and abs(self.difference.mean) > SMALL else "open"
+        against = self.sign == 1 or (level and self.sign == -1)
+        return "fails" if against and abs(self.difference.mean) > SMALL else "open"
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ class Prediction:
     Attributes:
         name: How the page refers to it.
         text: The statement.
-        expects: ``ahead`` or ``level``.
+        expects: ``ahead``, ``not ahead`` or ``level``.
         places: Where to look: record, kind and goal of the tasks or their names, metric, both sides' methods.
         drawn_after: Whether the data sets it speaks of were sorted after they had been seen.
     """
@@ -83,9 +85,9 @@ class Prediction:
 
     @property
     def stands(self) -> bool:
-        """Whether it is not refuted: ``ahead`` holds more often than it fails, ``level`` seldom fails."""
+        """Whether it holds more often than it fails; where all is open, it does not stand."""
         counts = self.counts()
-        return counts["fails"] < counts["holds"] + (counts["open"] if self.expects == "level" else 0)
+        return counts["fails"] < counts["holds"]
 
     def brief(self) -> str:
         """Counts, data sets and the size of the difference, for a cell of the page's table."""
@@ -131,8 +133,8 @@ def predictions() -> tuple[Prediction, ...]:
     """All predictions of the page, in its order.
 
     Example:
-        >>> all(prediction.expects in ("ahead", "level") for prediction in predictions())
-        True
+        >>> sorted({prediction.expects for prediction in predictions()})
+        ['ahead', 'level', 'not ahead']
     """
     rows = tomllib.loads(book_file("advice.toml").read_text(encoding="utf-8"))["prediction"]
     return tuple(Prediction(**row) for row in rows)

@@ -64,10 +64,17 @@ def test_level_means_surely_below_a_point(made):
     each = made({**GAINS, **more}, expects="level")
     assert [verdict.says for verdict in each.verdicts()] == ["fails", "fails", "holds", "holds", "open"]
     assert [verdict.sign for verdict in each.verdicts()] == [1, -1, 0, 1, 0]
-    assert each.stands  # two of five fail
-    assert not made({name: GAINS[name] for name in ("enron", "scene", "yeast")}, expects="level").stands
-    assert made({"wide": more["wide"]}, expects="level").stands  # not refuted
-    assert not made({"wide": more["wide"]}).stands  # never ahead
+    assert not each.stands  # two hold, two fail
+    assert made(more, expects="level").stands  # one holds, one is open
+    for expects in ("ahead", "not ahead", "level"):
+        assert not made({"wide": more["wide"]}, expects=expects).stands  # nothing holds
+
+
+def test_not_ahead_means_a_gain_surely_below_a_point(made):
+    more = {"bibtex": [0.005, 0.006, 0.0055], "wide": [-0.02, 0.0, 0.02]}
+    each = made({**GAINS, **more}, expects="not ahead")
+    assert [verdict.says for verdict in each.verdicts()] == ["fails", "holds", "holds", "holds", "open"]
+    assert each.stands
 
 
 def test_validation_chooses_between_the_methods_of_a_side(made):
