@@ -77,9 +77,9 @@ def speed(root: Path = ROOT) -> str:
         for key in ("losses", "faster", "leaner", "best_name", "best_peer", "best_time", "best_memory")
     )
     return (
-        f"At its largest shape the package is faster than the plain formula for {faster} of {losses} measured losses "
-        f"and needs less memory for {leaner}. At best, `{name}` takes {time} of the time and {memory} of the memory of "
-        f"{peer} ([all tables][speed]).\n"
+        f"On one CPU thread, at its largest shape, the package is faster than the plain formula for {faster} of "
+        f"{losses} measured losses and needs less memory for {leaner}. At best, `{name}` takes {time} of the time and "
+        f"{memory} of the memory of {peer} ([all tables][speed]).\n"
     )
 
 
