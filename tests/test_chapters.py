@@ -13,8 +13,8 @@ import pytest
 from lossbook.plotting import LOSS
 from tools import limits
 from tools.chapters import ROOT, all_chapters, all_notebooks, code_cells, pages_of, plain_python
-from tools.generated import EXERCISE, QUESTION
-from tools.reader import CODE_SPAN, DISPLAY, ROLE, SETUP_TAG, _outside_fences, insert_facts
+from tools.generated import EXERCISE, QUESTION, run_count
+from tools.reader import CODE_SPAN, DISPLAY, ROLE, SETUP_TAG, _outside_fences, bound_value, insert_facts
 
 CHAPTERS = pytest.mark.parametrize("chapter", all_chapters(), ids=lambda c: c.slug)
 PARTS = pytest.mark.parametrize("chapter", [p for p in all_notebooks() if p.number], ids=lambda c: c.slug)
@@ -412,6 +412,10 @@ FLIPS: dict[str, tuple[str, str]] = {
     "focal": ("math.log((1 - m) / m)", "math.log(m / (1 - m))"),
     "spans": ("softplus(-s) - (1 - t) * log_rest", "softplus(-s) + (1 - t) * log_rest"),
 }
+
+
+def test_the_page_results_counts_the_runs_of_the_front_page():
+    assert bound_value("results:all_runs", ROOT, "a test") == run_count()
 
 
 # ---------------------------------------------------------------- the page that leads to a loss
