@@ -11,6 +11,7 @@ import yaml
 
 from tools import project, release
 from tools.chapters import ROOT, Chapter, all_chapters, read, toc_pages
+from tools.provenance import changed_benchmark
 from tools.reader import setup_cell
 
 README = read(ROOT / "README.md")
@@ -177,6 +178,26 @@ def test_what_is_not_committed_and_a_tag_of_another_version_stop_a_release(tmp_p
     git("tag", "v99.0.0")
     with pytest.raises(release.FailedError, match=r"the tag .*v99.0.0 is not"):
         release.tree()
+
+
+def test_a_benchmark_of_older_code_is_known_by_its_commit(tmp_path):
+    def git(*words):
+        identity = ["-c", "user.name=Test", "-c", "user.email=test@example.org"]
+        done = subprocess.run(["git", *identity, *words], cwd=tmp_path, check=True, capture_output=True, text=True)
+        return done.stdout.strip()
+
+    for name, text in {"benchmarks/one.py": "SIZE = 1\n", "lossbook/one.py": "def one():\n    return 1\n"}.items():
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text(text)
+    git("init", "--initial-branch=main")
+    git("add", ".")
+    git("commit", "-m", "all")
+    record = {"slug": "one", "commit": git("rev-parse", "HEAD")}
+    assert changed_benchmark(record, tmp_path) == []
+    (tmp_path / "lossbook/one.py").write_text('def one():\n    """One."""\n    return 1  # as ever\n')
+    assert changed_benchmark(record, tmp_path) == []
+    (tmp_path / "lossbook/one.py").write_text("def one():\n    return 2\n")
+    assert changed_benchmark(record, tmp_path) == ["lossbook/one.py"]
 
 
 # ---------------------------------------------------------------- workflows

@@ -108,6 +108,21 @@ def changed_code(record: Mapping[str, Any], root: Path = ROOT) -> list[str]:
     return sorted(name for name in then.keys() | now.keys() if then.get(name) != now.get(name))
 
 
+def changed_benchmark(record: Mapping[str, Any], root: Path = ROOT) -> list[str]:
+    """The files that a benchmark measures or is, and that differ from those of its commit, sorted."""
+    own, measured = f"benchmarks/{record['slug']}.py", f"import lossbook.{record['slug']}\n"
+    packages = ("lossbook", "benchmarks", "examples")
+    files = {own, *module_files(measured + read(root / own), root, packages, package="benchmarks")}
+    changed = []
+    for name in sorted(files - NOT_DECIDING):
+        then = subprocess.run(
+            ["git", "show", f"{record['commit']}:{name}"], cwd=root, capture_output=True, encoding="utf-8"
+        )
+        if then.returncode or bare(then.stdout) != bare(read(root / name)):
+            changed.append(name)
+    return changed
+
+
 def read_record(path: Path) -> dict[str, Any]:
     """A record of an experiment, with its runs one by one."""
     from lossbook.records import unpacked
