@@ -107,6 +107,7 @@ def test_the_stored_record_is_a_full_run(slug: str) -> None:
     assert measured >= {(case.loss, case.variant, *row) for case in cases for row in case.shapes}
 
 
+@pytest.mark.usefixtures("book_sources")
 def test_what_the_advice_costs_is_measured_beside_the_plain_losses(tmp_path: Path) -> None:
     assert choosing.main(["--tiny", "--out", str(tmp_path)]) == 0
     tiny, stored = (

@@ -553,6 +553,7 @@ def test_a_stored_record_is_whole(slug):
     assert record["changed"] is False, "made with changes that were not committed"
 
 
+@pytest.mark.usefixtures("book_sources")
 def test_every_chapter_has_an_experiment():
     from tools.chapters import all_chapters
 

@@ -426,6 +426,7 @@ def test_what_is_stored_is_small_and_shows_the_picture(name):
     assert 60 < len(touch.figures()[name]) < 500
 
 
+@pytest.mark.usefixtures("book_sources")
 def test_stored_notebooks_show_the_figures_as_they_are():
     assert tool.renew(check=True) == [], "run: python -m tools.touch"
 
