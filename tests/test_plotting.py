@@ -73,6 +73,7 @@ def test_contrast(page):
         assert contrast(color, page) >= 3.7, color
 
 
+@pytest.mark.usefixtures("book_sources")
 def test_ink_on_dark_pages():
     """They show pictures lighter than they are drawn."""
     css = (Path(__file__).parents[1] / "_static/book.css").read_text(encoding="utf-8")

@@ -180,6 +180,20 @@ def test_what_is_not_committed_and_a_tag_of_another_version_stop_a_release(tmp_p
         release.tree()
 
 
+def test_tests_that_travel_with_the_sdist_do_not_read_what_stays():
+    """Or they say so by the fixture ``book_sources``."""
+    sdist = tomllib.loads(read(ROOT / "pyproject.toml"))["tool"]["hatch"]["build"]["targets"]["sdist"]
+    travels = "|".join(sdist["include"])
+    stays = re.compile(
+        rf'(?:\bROOT|\bparents\[1\])\)?\s*/\s*"(?!(?:{travels})\b)|\ball_(?:chapters|notebooks)\((?!root|tmp)'
+    )
+    files = [path for path in (ROOT / "tests").glob("*.py") if f"tests/{path.name}" not in sdist["exclude"]]
+    assert len(files) > 40
+    for path in files:
+        for block in re.split(r"\n\n\n", read(path)):
+            assert not stays.search(block) or "book_sources" in block, f"{path.name}: {block[:200]}"
+
+
 def test_a_benchmark_of_older_code_is_known_by_its_commit(tmp_path):
     def git(*words):
         identity = ["-c", "user.name=Test", "-c", "user.email=test@example.org"]
