@@ -25,7 +25,7 @@ def inverse_norm(vectors: Tensor, look: bool = False) -> Tensor:
     if look and readable(square) and square.numel() > 0:
         low, high = (bound.item() for bound in torch.aminmax(square.detach()))
         if low >= 1e-24 and high < math.inf:
-            return square.rsqrt()
+            return 1 / square.sqrt()  # the backward pass of rsqrt has a third power, which ends sooner
     square = square.masked_fill(square.isinf(), float("nan"))  # 1 / inf would be a silent cosine of 0
     long = ~(square < 1e-24)  # shorter than 1e-12: no direction. NaN stays NaN
     # the inner where keeps 1 / sqrt(0) and its derivatives out of the graph: inf * 0 would be NaN

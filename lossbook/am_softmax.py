@@ -1,8 +1,8 @@
 r"""Margin softmax: classify into groups so that the embeddings can be searched.
 
 The cross-entropy of scaled cosines, the target's cosine made smaller by a margin. The cosines come from
-:class:`CosineClassifier`; the linear forms take embeddings and class vectors and never hold all cosines. A module of
-the same name wraps each function.
+:class:`CosineClassifier`; the linear forms take embeddings and class vectors and hold no more than a few cosines. A
+module of the same name wraps each function.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from lossbook._checks import (
 )
 from lossbook._classifier import CosineClassifier, check_vectors, unit
 from lossbook._common import ABSENT, LossModule, if_counted, logsumexp, reduce_loss, rest_margins, softplus
-from lossbook._fast.am_softmax import FEW, linear_rest, margin_rows, rest_rows, value_and_slope
+from lossbook._fast.am_softmax import few, linear_rest, margin_rows, rest_rows, value_and_slope
 from lossbook._margins import (
     AdditiveAngularMargin,
     AdditiveCosineMargin,
@@ -67,7 +67,6 @@ __all__ = [
 ]
 
 Scale: TypeAlias = float | Tensor
-_KNOWN = (Less, AdditiveCosineMargin, AdditiveAngularMargin, MultipliedAngle)
 
 
 # ------------------------------------------------------------------------------------------------------------ formulas
@@ -258,17 +257,15 @@ def linear_margin_softmax_loss(
     scale, call = _check_scale(scale), shaped(check_psi(psi))
     check_vectors(embedding, weight)
     rows, size = embedding.shape[:-1], _check_chunk(chunk_size)
-    ignored = check_ignore_index(ignore_index)
-    t, counted = check_rows(target, rows, len(weight), ignored)
+    t, counted = check_rows(target, rows, len(weight), check_ignore_index(ignore_index))
     # a row that does not count is a zero vector: whatever it holds reaches no gradient
     z = unit(if_counted(embedding, counted), weight, look=True)
-    if size is None and readable(z, weight) and t.numel() * len(weight) <= FEW:
+    if size is None and few(z, weight):
         with full_precision(z.device):
             cosine = F.linear(z, unit(weight, z, look=True))
         loss = _by_index(cosine, t, counted, psi, call, scale)
         return reduce_loss(loss, reduction, counted)
-    z = z * scale
-    z, index = z.reshape(-1, z.shape[-1]), t.reshape(-1)
+    z, index = (z * scale).reshape(-1, z.shape[-1]), t.reshape(-1)
     both = linear_rest(linear_rest_and_target, z, weight, index, size, scale)
     both = both.reshape(*rows, 2)
     loss = margin_softmax(both, counted, lambda s_t: call(s_t / scale), scale)
@@ -387,7 +384,8 @@ def _by_index(s: Tensor, t: Tensor, counted: Tensor | None, psi: Psi, call: Psi,
     if isinstance(scale, Tensor):  # by autograd, so that the scale gets its gradient
         both = rest_rows(rest_and_target, scale * s, t, counted, scale)
         return margin_softmax(both, counted, lambda s_t: call(s_t / scale), scale)
-    if type(psi) not in _KNOWN:  # it may have parameters
+    known = value_and_slope(psi, s, t)
+    if known is None:
         both = rest_rows(rest_and_target, s, t, counted, scale)
         return margin_softmax(both, counted, call, scale)
 
@@ -395,7 +393,6 @@ def _by_index(s: Tensor, t: Tensor, counted: Tensor | None, psi: Psi, call: Psi,
         both = rest_and_target(s, t, counted, scale)
         return margin_softmax(both, counted, call, scale)
 
-    known = partial(value_and_slope, call, psi)
     return margin_rows(formula, known, s, t, counted, scale)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import importlib
 import inspect
 import re
@@ -23,6 +24,7 @@ import lossbook
 from lossbook import _torch
 from lossbook._checks import check_index, check_number, describe
 from lossbook._common import LossModule
+from lossbook.training import seeded
 from tests.losses import ALL, LOSSES, OF_ROWS, Call, calls, ids
 
 PACKAGE = Path(lossbook.__file__).parent
@@ -263,6 +265,73 @@ def test_the_sum_is_the_sum_and_a_second_backward_pass_gives_the_same(call: Call
     first = torch.autograd.grad(total, inputs, retain_graph=True)
     second = torch.autograd.grad(total, inputs)
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@every_loss
+def test_nan_that_arrives_at_a_row_left_out_goes_no_further(call: Call) -> None:
+    """As from ``torch.where(n > 0, loss / n, 0)`` with n = 0 at that row."""
+    at = 2 if call.name.startswith("linear") else 1
+    tensors = [x.clone() if isinstance(x, torch.Tensor) else x for x in call.tensors]
+    options: dict[str, Any] = {}
+    if call.takes("mask"):
+        options["mask"] = torch.tensor([True, False, True, True]).unsqueeze(-1).expand(4, 6)
+    elif call.takes("ignore_index") and not tensors[at].is_floating_point():
+        tensors[at][1] = -100
+    else:
+        pytest.skip("no row is left out")
+    for i in call.scores:
+        tensors[i] = call.tensors[i].detach().requires_grad_()
+    loss = call(*tensors, reduction="none", **options)
+    share = torch.ones_like(loss)
+    share[1] = 0
+    torch.where(share > 0, loss / share, 0.0).sum().backward()
+    for i in call.scores:
+        assert tensors[i].grad.isfinite().all()
+
+
+@every_loss
+def test_a_target_changed_in_place_is_noticed(call: Call) -> None:
+    at = 2 if call.name.startswith("linear") else 1
+    if not call.name.startswith(("softmax", "soft_accuracy", "am", "emo", "exact", "sparse", "multilabel_softmax")):
+        pytest.skip("these take the formula, whose own operators look")
+    tensors = list(call.tensors)
+    tensors[at] = tensors[at].clone()
+    loss = call(*tensors)
+    tensors[at].zero_()
+    with contextlib.suppress(RuntimeError):  # either an error or the gradient of the old target
+        found = torch.autograd.grad(loss, tensors[0], create_graph=True)[0]
+        torch.testing.assert_close(found, gradients(call, call())[0])
+
+
+@every
+def test_inference_mode_gives_the_same(call: Call) -> None:
+    with seeded(0):
+        wanted = call()
+    with torch.inference_mode(), seeded(0):
+        torch.testing.assert_close(call(), wanted, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("far", [8.0, -64.0, 1024.0])
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lossbook.softmax_focal_loss,
+        partial(lossbook.softmax_focal_loss, gamma=5.0),
+        lossbook.soft_truncated_cross_entropy,
+        partial(lossbook.soft_truncated_cross_entropy, sharpness=3.0),
+        lossbook.soft_accuracy_loss,
+    ],
+)
+def test_a_common_offset_costs_no_digit(loss: Callable[..., torch.Tensor], far: float) -> None:
+    g = torch.Generator().manual_seed(0)
+    s = (torch.randn(500, 5, generator=g) * 16).round() / 8  # so that s + far is exact
+    t = torch.randint(5, (500,), generator=g)
+    results = []
+    for scores in (s, s + far):
+        x = scores.requires_grad_()
+        value = loss(x, t, reduction="none")
+        results.append((value.detach(), *torch.autograd.grad(value.sum(), x)))
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
 @pytest.mark.parametrize("call", OF_ROWS, ids=ids)

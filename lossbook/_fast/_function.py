@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from lossbook._common import FAR
+from lossbook._common import FAR, if_counted
 from lossbook._torch import last_backward, plain, readable
 
 Kept = tuple[Any, ...]
@@ -43,9 +43,12 @@ def _near(s: Tensor) -> Tensor:
 
 
 def scaled(g: Tensor, kept: Kept, spare: bool) -> Tensor:
-    """A ``slope``: the gradient of each row's loss, made along with its value, times what arrives for that loss."""
-    (slope,) = kept
-    return torch.mul(slope, g.unsqueeze(-1), out=slope if spare else None)
+    """A ``slope``: the gradient of each row's loss, made along with its value, times what arrives for that loss.
+
+    What arrives for a row that does not count may be NaN.
+    """
+    slope, counted = kept
+    return torch.mul(slope, if_counted(g, counted).unsqueeze(-1), out=slope if spare else None)
 
 
 class _Fused(Function):
@@ -56,19 +59,24 @@ class _Fused(Function):
         ctx: Any, s: Tensor, formula: Formula, value: Value, slope: Slope, constants: tuple[Any, ...]
     ) -> Tensor:
         loss, kept = value(_near(s), *constants)
-        ctx.save_for_backward(s, *kept)
-        ctx.formula, ctx.slope, ctx.constants = formula, slope, constants
+        # a tensor that is saved raises where it was changed in place since
+        tensors = [c if isinstance(c, Tensor) else None for c in constants]
+        ctx.save_for_backward(s, *tensors, *kept)
+        ctx.formula, ctx.slope = formula, slope
+        ctx.constants = [None if isinstance(c, Tensor) else c for c in constants]
         return loss
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         s, *kept = ctx.saved_tensors
+        constants = [c if t is None else t for c, t in zip(ctx.constants, kept, strict=False)]
+        kept = kept[len(constants) :]
         ctx.maybe_clear_saved_tensors()
         (g,) = gradients
         if torch.is_grad_enabled() or not plain(g):
             with torch.enable_grad():
                 name = s.view_as(s)  # another name for the scores: hooks on the first one run only once
-                loss = ctx.formula(name, *ctx.constants)
+                loss = ctx.formula(name, *constants)
             (grad,) = torch.autograd.grad(loss, name, g, create_graph=torch.is_grad_enabled())
         else:
             grad = ctx.slope(g, tuple(kept), last_backward())

@@ -286,7 +286,7 @@ def _sweep(
 
     threads = torch.get_num_threads() if s.numel() * nodes > 2**16 else 1
     each(s.device, _pieces(len(s), classes, s.device, threads), list[Tensor], work)
-    return loss, (slope,)
+    return loss, (slope, counted.view(loss.shape))
 
 
 def _loss(log_e: Tensor, log_w: Tensor, sure: Tensor, lost: Tensor, log: bool) -> tuple[Tensor, Tensor]:

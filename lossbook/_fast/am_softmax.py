@@ -22,8 +22,6 @@ Formula = Callable[..., Tensor]
 Margin = Callable[[Tensor], "tuple[Tensor, Tensor | None]"]
 # e^64 times a billion classes is within float32, and so is e^-65: no need to look for a row's largest score
 _UNSHIFTED = 64.0
-# so many scores of a linear layer are held, where no size of chunks is asked for: more would hold memory, fewer no time
-FEW = 2**15
 # the chunks that torch.compile unrolls, unless a size is asked for
 _UNROLLED = 16
 
@@ -36,9 +34,9 @@ def wide(scale: float | Tensor) -> bool:
 def margin_rows(
     formula: Formula, psi: Margin, cosine: Tensor, t: Tensor, counted: Tensor | None, scale: float
 ) -> Tensor:
-    """``formula(cosine, t, counted)``, the losses of rows, for a margin without parameters of its own.
+    """``formula(cosine, t, counted)``, the losses of rows.
 
-    ``psi(cosine_t)`` returns its values and its slope, None for 1.
+    ``psi(cosine_t)`` returns the margin's values and its slope, None for 1.
     """
 
     def value(cosine: Tensor, t: Tensor, counted: Tensor | None) -> tuple[Tensor, Kept]:
@@ -55,24 +53,32 @@ def margin_rows(
             e.masked_fill_(ignored.unsqueeze(-1), 0)
             loss.masked_fill_(ignored, 0)
             factor.masked_fill_(ignored, 0)
-        return loss, (e, factor)
+        return loss, (e, factor, counted)
 
     return fused(formula, value, weighed, cosine, t, counted)
 
 
-def value_and_slope(call: Psi, psi: Psi, cosine_t: Tensor) -> tuple[Tensor, Tensor | None]:
-    """``psi`` of the target's cosines and its slope, None for 1; ``call`` is ``psi`` with its checks."""
-    if isinstance(psi, (Less, AdditiveCosineMargin)):
-        return cosine_t - psi.m, None
-    if isinstance(psi, AdditiveAngularMargin) and readable(cosine_t) and cosine_t.numel() > 0:
-        cos, sin = math.cos(psi.m), math.sin(psi.m)
-        low, high = (bound.item() for bound in torch.aminmax(cosine_t))
-        if 0.01 - cos < low and high < 0.99:  # cos(theta + m), far from both ends
-            sine = (1 - cosine_t).mul_(1 + cosine_t).sqrt_()
-            return cosine_t * cos - sine * sin, (cosine_t / sine).mul_(sin).add_(cos)
-    with torch.enable_grad():
-        psi_t = call(cosine_t.requires_grad_())
-        return psi_t.detach(), torch.autograd.grad(psi_t.sum(), cosine_t)[0]
+def few(z: Tensor, weight: Tensor) -> bool:
+    """Whether a linear layer's scores and vectors are so small that to hold them costs no memory and saves time."""
+    return readable(z, weight) and len(weight) * max(z.shape[:-1].numel(), z.shape[-1]) <= 2**16
+
+
+def value_and_slope(psi: Psi, cosine: Tensor, t: Tensor) -> Margin | None:
+    """What gives ``psi`` of the target's cosines and its slope, where both have closed forms, else None."""
+    if type(psi) in (Less, AdditiveCosineMargin):
+        return lambda cosine_t: (cosine_t - psi.m, None)  # type: ignore[attr-defined]
+    if type(psi) is not AdditiveAngularMargin or t.numel() == 0 or not readable(cosine, t):
+        return None
+    cos, sin = math.cos(psi.m), math.sin(psi.m)
+    low, high = (bound.item() for bound in torch.aminmax(cosine.detach().gather(-1, t.unsqueeze(-1))))
+    if not (0.01 - cos < low and high < 0.99):  # an end is near
+        return None
+
+    def turned(cosine_t: Tensor) -> tuple[Tensor, Tensor]:
+        sine = (1 - cosine_t).mul_(1 + cosine_t).sqrt_()
+        return cosine_t * cos - sine * sin, (cosine_t / sine).mul_(sin).add_(cos)
+
+    return turned
 
 
 def rest_rows(formula: Formula, cosine: Tensor, t: Tensor, counted: Tensor | None, scale: float | Tensor) -> Tensor:

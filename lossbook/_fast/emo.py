@@ -61,7 +61,7 @@ def value(
     if counted is not None:
         loss.masked_fill_(~counted, 0)
         g.masked_fill_(~counted.reshape(-1, 1), 0)
-    return loss, (g.view(shape),)
+    return loss, (g.view(shape), counted)
 
 
 def _block(s: Tensor, t: Tensor, c: Tensor, room: Tensor | None, with_ce: bool) -> Tensor:
@@ -269,6 +269,8 @@ def _run(
         costs = Costs(embedding, loss.dtype, min(size, 2048))
         piece = max(ROOM // len(w), PIECE)
         whole = readable(counted) and bool(counted.all())
+        if upstream is not None:
+            upstream = upstream.masked_fill(~counted, 0)  # there it may be NaN
         for at in chunks:
             h = hidden[at].to(dtype)
             if not whole:
@@ -278,7 +280,7 @@ def _run(
             for j in range(0, len(h), piece):
                 few, these = slice(j, j + piece), slice(at.start + j, min(at.start + j + piece, at.stop))
                 x, slope = _capped(s[few].to(loss.dtype), scale, softcap)
-                losses, (g,) = value(x, target[these], None if whole else counted[these], embedding, with_ce, costs)
+                losses, (g, _) = value(x, target[these], None if whole else counted[these], embedding, with_ce, costs)
                 if rows:
                     loss[these] = losses
                 else:

@@ -246,16 +246,11 @@ def soft_truncated_rows(formula: Formula, s: Tensor, t: Tensor, counted: Tensor 
 
     def value(s: Tensor, t: Tensor, counted: Tensor | None) -> tuple[Tensor, Kept]:
         at = t.unsqueeze(-1)
-        x, own, rest, near = exponentials(s, at)
-        if near and k == 1:
-            turned, r = (own.unsqueeze(-1) / x).scatter_(-1, at, 0), torch.ones_like(own)
-            not_r = turned.sum(-1)
-        else:
-            turned = s.gather(-1, at) - s  # subtracted first, so a common offset costs no digits
-            turned, r, not_r, _ = exponentials(turned.mul_(k).clamp_(-FAR, FAR), at)
+        x, own, rest = exponentials(s, at)
+        turned, r, not_r = exponentials(s, at, -k)
         unit = 1 / (r + not_r)
-        r.mul_(unit)
-        loss = r * cross_entropy(s, at, x, own, rest, near)
+        r = r * unit
+        loss = r * cross_entropy(s, at, x, own, rest)
         # dL/ds_i = r p_i + k r ce turned_i, dL/ds_t = -r e - k r ce (1 - r)
         pull, push = r.div_(own + rest), unit.mul_(loss).mul_(k)
         own = torch.addcmul(pull * rest, push, not_r).neg_()
@@ -263,7 +258,7 @@ def soft_truncated_rows(formula: Formula, s: Tensor, t: Tensor, counted: Tensor 
         if counted is not None:
             loss.masked_fill_(~counted, 0)
             grad.masked_fill_(~counted.unsqueeze(-1), 0)
-        return loss, (grad,)
+        return loss, (grad, counted)
 
     return fused(formula, value, scaled, s, t, counted)
 
@@ -281,7 +276,7 @@ def softmax_focal_soft(formula: Formula, s: Tensor, t: Tensor, gamma: float) -> 
         e = torch.sub(1, p).scatter_(-1, sure, rest)
         ce = _cross_entropy(d, p, rest)
         weight, push = _focal(e, p * ce, gamma)
-        return weight.mul_(ce).mul_(t).sum(-1), (_pull(push.mul_(t), p, sure, rest),)
+        return weight.mul_(ce).mul_(t).sum(-1), (_pull(push.mul_(t), p, sure, rest), None)
 
     return fused(formula, _by_rows(value), scaled, s, t)
 
@@ -298,7 +293,7 @@ def soft_truncated_soft(formula: Formula, s: Tensor, t: Tensor, k: float) -> Ten
         b = a * _cross_entropy(d, p, rest)
         loss = b.sum(-1)
         grad = _pull(a, p, sure, rest)
-        return loss, (grad.add_(_pull(b, r, *_sure(r)), alpha=k),)
+        return loss, (grad.add_(_pull(b, r, *_sure(r)), alpha=k), None)
 
     return fused(formula, _by_rows(value), scaled, s, t)
 
@@ -313,10 +308,10 @@ def _by_rows(value: Value) -> Value:
         loss, grad = s.new_empty(s.shape[:-1]), torch.empty_like(rows)
 
         def work(part: slice, room: None) -> None:
-            loss.view(-1)[part], (grad[part],) = value(rows[part], targets[part])
+            loss.view(-1)[part], (grad[part], _) = value(rows[part], targets[part])
 
         each(s.device, slices(len(rows), max(numbers(s.device) // s.shape[-1], 1)), lambda: None, work)
-        return loss, (grad.view(s.shape),)
+        return loss, (grad.view(s.shape), None)
 
     return pieces
 

@@ -33,8 +33,9 @@ def two_sums(
 
     def value(s: Tensor, t: Tensor, mask: Tensor | None) -> tuple[Tensor, Kept]:
         slope = s.new_empty(s.shape)
+        kept = slope, None if mask is None else mask.any(-1)
         if s.numel() <= WHOLE:
-            return _block(row, shift, scale, s, t, mask, slope), (slope,)
+            return _block(row, shift, scale, s, t, mask, slope), kept
         loss = s.new_empty(s.shape[:-1])
         every = [None if x is None else torch.atleast_2d(x) for x in (s, t, mask, slope)]  # type: ignore[no-untyped-call]
         losses = torch.atleast_1d(loss)  # type: ignore[no-untyped-call]
@@ -42,7 +43,7 @@ def two_sums(
         for i in range(0, len(losses), size):
             block: list[Any] = [None if x is None else x[i : i + size] for x in every]
             losses[i : i + size] = _block(row, shift, scale, *block)
-        return loss, (slope,)
+        return loss, kept
 
     if s.numel() == 0:
         return s.sum(-1)  # no label: log 1 + log 1
@@ -110,7 +111,7 @@ def indexed_sums(
         if mask is not None:
             own.mul_(own_mask)
         e.scatter_(-1, index, own if some is None else torch.where(some, own, e.gather(-1, index)))
-        return neg.log1p_().add_(pos.log1p_()), (e,)
+        return neg.log1p_().add_(pos.log1p_()), (e, None if mask is None else mask.any(-1))
 
     if s.numel() == 0:
         return s.sum(-1)
@@ -133,10 +134,11 @@ def exchanged_sets(
     def value(s: Tensor, neg: Tensor, pos: Tensor) -> tuple[Tensor, Kept]:
         shape, C = s.shape[:-1], s.shape[-1]
         x, neg, pos = (y.reshape(-1, C).T for y in (s, neg, pos))  # labels first
-        x = x.double().masked_fill(~(neg | pos), 0)
+        there = neg | pos
+        x = x.double().masked_fill(~there, 0)
         # only differences count, so the middle of the scores may be 0; the threshold class fixes it
         x -= (x.amax(0) + x.amin(0)) / 2 if room is None else room[1]
-        x = torch.where(pos, -x, x).masked_fill_(~(neg | pos), 0)
+        x = torch.where(pos, -x, x).masked_fill_(~there, 0)
         reach = x.abs().topk(min(2 * degree, C), 0).values.sum(0).max().item()
         reach += 2 * min(C * math.log(2), degree * math.log(math.e * C / degree))  # and of how many sets there are
         if not reach < 650:  # e^709 is the end of float64
@@ -163,7 +165,7 @@ def exchanged_sets(
         own = removed.mul_(_slopes(parts[0], other[0] * weight)).neg_()
         slope.scatter_add_(0, where, own)
         loss = s.new_empty(shape).copy_(torch.log1p(total).view(shape))  # no view: losses may be edited in place
-        return loss, (slope.T.to(s.dtype).reshape(*shape, C),)
+        return loss, (slope.T.to(s.dtype).reshape(*shape, C), there.any(0).view(shape))
 
     if s.numel() == 0:
         return s.sum(-1)
