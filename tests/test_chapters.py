@@ -406,7 +406,7 @@ def test_nbval_fails_when_a_sign_in_the_loss_is_flipped(chapter, tmp_path):
 FLIPS: dict[str, tuple[str, str]] = {
     "multilabel_softmax": ("torch.log1p(neg) + torch.log1p(pos)", "torch.log1p(neg) - torch.log1p(pos)"),
     "accuracy": ("(s.gather(-1, t.unsqueeze(-1)) - s) / sigma", "(s - s.gather(-1, t.unsqueeze(-1))) / sigma"),
-    "am_softmax": ("return cosine_t - psi.m", "return cosine_t + psi.m"),
+    "am_softmax": ("softplus(rest - scale", "softplus(rest + scale"),
     "soft_labels": ("sigmoid(2 * (check_scores", "sigmoid(-2 * (check_scores"),
     "emo": ("(c_m.squeeze(-1) + (p", "(c_m.squeeze(-1) - (p"),
     "focal": ("math.log((1 - m) / m)", "math.log(m / (1 - m))"),

@@ -238,7 +238,14 @@ def test_the_table_of_the_page_status(tmp_path):
 @needs_data
 def test_ctrl_c_keeps_what_is_done(tmp_path):
     command = [sys.executable, "-m", "tools.gpu", "--rehearse", str(tmp_path), "--only", "experiment soft_labels"]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs hear no Ctrl-C
+    )
     for line in process.stdout:
         if line.startswith("---"):
             break

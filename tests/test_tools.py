@@ -793,26 +793,26 @@ def test_a_page_shows_the_numbers_of_another(tiny):
         source.write_text(kept + "\nFar is {bound}`tiny_evidence:far`, see {eq}`tiny-y`.\n")
         index.write_text(front + "\nFrom afar {bound}`tiny_evidence:far`.\n")
         run(tiny, "tools.execute", check=True)
-        assert "Far is 1000, see (1.2)." in (tiny / "chapters/tiny.ipynb").read_text()
+        assert "Far is 1,000, see (1.2)." in (tiny / "chapters/tiny.ipynb").read_text()
         assert "42 again." in (tiny / "chapters/tiny_evidence.ipynb").read_text()
         done = run(tiny, "tools.build")
         assert done.returncode == 0, done.stderr
-        assert "Far is 1000, see" in page(tiny)
-        assert "From afar 1000" in built(tiny, "index.html")
+        assert "Far is 1,000, see" in page(tiny)
+        assert "From afar 1,000" in built(tiny, "index.html")
         numbers = re.findall(r'class="eqno">\(([\d.]+)\)', page(tiny) + built(tiny, "chapters/tiny_evidence.html"))
         assert numbers == ["1.1", "1.2"]
         helper.write_text("TWO = 3\n")
         run(tiny, "tools.execute", "tiny_evidence", check=True)
-        assert "Far is 1000" in (tiny / "chapters/tiny.ipynb").read_text(), "a stale page is left alone"
+        assert "Far is 1,000" in (tiny / "chapters/tiny.ipynb").read_text(), "a stale page is left alone"
         run(tiny, "tools.execute", check=True)
-        assert "Far is 1500" in (tiny / "chapters/tiny.ipynb").read_text()
+        assert "Far is 1,500" in (tiny / "chapters/tiny.ipynb").read_text()
         assert run(tiny, "tools.build").returncode == 0
-        assert "Far is 1500" in page(tiny)
-        assert "From afar 1500" in built(tiny, "index.html")
+        assert "Far is 1,500" in page(tiny)
+        assert "From afar 1,500" in built(tiny, "index.html")
         for name in ("tiny", "tiny_evidence"):
             (tiny / f"chapters/{name}.ipynb").unlink()
         run(tiny, "tools.execute", "--jobs", "2", check=True)
-        assert "Far is 1500" in (tiny / "chapters/tiny.ipynb").read_text()
+        assert "Far is 1,500" in (tiny / "chapters/tiny.ipynb").read_text()
         assert {"tiny", "tiny_evidence"} <= set(json.loads((tiny / reader.TIMINGS).read_text()))
         source.write_text(kept + "\nFar is {bound}`tiny_evidence:near`.\n")
         message = "chapters/tiny.md: {bound}`tiny_evidence:near`: no cell of chapters/tiny_evidence.md glues 'near'"
