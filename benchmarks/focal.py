@@ -77,6 +77,7 @@ FEW_PASSES = {
 }
 SUMMED_APART = {
     "middle eager": "exact for sure rows: the other classes are summed apart from the target, a pass more",
+    "large eager": "so large, two threads wait for the same memory; one thread reaches the goal",
     "F.cross_entropy": "torch has cross-entropy as one kernel; the weight and the exact rest are passes of their own",
 }
 
