@@ -66,6 +66,8 @@ class Stranger:
         """Press Ctrl-C as soon as the sign is there; what was printed."""
         command = self.command("make", f"PYTHON={sys.executable}", target)
         command |= {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        # a shell's background jobs hear no Ctrl-C, nor do those that they start
+        command["preexec_fn"] = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
         with subprocess.Popen(**command, start_new_session=True) as process:
             deadline = time.monotonic() + 300
             while not sign():
