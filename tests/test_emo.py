@@ -29,6 +29,7 @@ from lossbook.emo import (
     EmoLoss,
     LinearEmoCeLoss,
     LinearEmoLoss,
+    costs,
     emo_ce_loss,
     emo_loss,
     linear_emo_ce_loss,
@@ -1356,3 +1357,11 @@ def test_autocast_does_not_mix_float64_in() -> None:
 def test_values_are_not_checked_where_looking_would_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_checks, "readable", lambda *tensors: False)
     assert torch.isfinite(emo_loss(S, TAU * 2, E))
+
+
+def test_what_counts_as_rounding_grows_with_the_features_and_not_with_the_words() -> None:
+    angle = torch.full((4096,), 2e-3)
+    angle[0] = 0
+    c = costs(torch.tensor([0]), torch.stack((angle.cos(), angle.sin()), 1))  # 2e-6 is no rounding of two terms
+    assert c[0, 0] == 0
+    assert (c[0, 1:] > 1e-6).all()
