@@ -1365,3 +1365,14 @@ def test_what_counts_as_rounding_grows_with_the_features_and_not_with_the_words(
     c = costs(torch.tensor([0]), torch.stack((angle.cos(), angle.sin()), 1))  # 2e-6 is no rounding of two terms
     assert c[0, 0] == 0
     assert (c[0, 1:] > 1e-6).all()
+
+
+@pytest.mark.parametrize("loss", [linear_emo_loss, linear_emo_ce_loss])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])  # bfloat16 goes by chunks
+def test_nan_that_arrives_at_an_ignored_row_reaches_no_weight(loss, dtype) -> None:
+    h, w = (torch.randn(n, 4, dtype=dtype).requires_grad_() for n in (3, 6))
+    b = torch.zeros(6, dtype=dtype).requires_grad_()
+    rows = loss(h, w, torch.tensor([0, -100, 5]), torch.randn(6, 3), bias=b, reduction="none")
+    n = torch.tensor([1.0, 0.0, 1.0])
+    torch.where(n > 0, rows / n, 0).sum().backward()
+    assert all(x.grad.isfinite().all() for x in (h, w, b))
