@@ -9,6 +9,7 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Callable, Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -19,13 +20,14 @@ from torch.autograd import Function
 from torch.distributed.tensor import DTensor
 
 from lossbook._checks import describe
-from lossbook._common import ABSENT
+from lossbook._common import ABSENT, LossModule
 from lossbook._torch import readable
 
 T = TypeVar("T")
 Group = dist.ProcessGroup
-# One message: the classes of the shard, the largest class index, a hash of all indices, a scale, and text in UTF-8.
-_NUMBERS, _BYTES = 4, 1016
+# One message: the classes of the shard, the largest class index, a hash of all indices, a scale, two numbers of what a
+# margin may learn, and text in UTF-8.
+_NUMBERS, _BYTES = 6, 1000
 # How many classes the shards hold together is known only when all have said it.
 ANY_CLASS = 2**62
 _ERRORS = {"type": TypeError, "value": ValueError, "other": RuntimeError}
@@ -94,6 +96,16 @@ class Shards:
         return place.masked_fill(~here, 0), here
 
 
+class GroupModule(LossModule):
+    """A loss with its group, which copies of the module share, as those that average weights."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> GroupModule:
+        memo[id(self.group)] = self.group
+        memo[id(self)] = copied = self.__new__(type(self))
+        copied.__dict__ = deepcopy(self.__dict__, memo)
+        return copied
+
+
 # ---------------------------------------------------------------------------------------------- what a rank was given
 
 
@@ -138,18 +150,26 @@ class Given:
     classes: int
     index: Tensor | None = None
     scale: Tensor | float = 0.0
+    margin: Any = None
 
     def numbers(self) -> list[int]:
-        """Classes, the largest index, a hash of the indices, the bits of a scale that learns.
+        """Classes, the largest index, a hash of the indices; the bits of a scale that learns, and of two numbers of
+        what a margin may learn: its parameters in one direction, and their length.
 
         0 where they cannot be looked at without waiting.
         """
-        highest = content = bits = 0
+        highest = content = 0
+        scale = along = length = 0.0
         if self.index is not None and readable(self.index) and self.index.numel() > 0:
             highest, content = int(self.index.max()), zlib.crc32(self.index.numpy().tobytes())
         if isinstance(self.scale, Tensor) and readable(self.scale):
-            (bits,) = struct.unpack("q", struct.pack("d", self.scale.item()))
-        return [self.classes, highest, content, bits]
+            scale = self.scale.item()
+        learns = [*self.margin.parameters()] if isinstance(self.margin, nn.Module) else []
+        if learns and readable(*learns):
+            values = torch.cat([p.detach().reshape(-1).double() for p in learns])
+            steps = torch.arange(1, len(values) + 1, dtype=torch.float64, device="cpu")
+            along, length = float(values @ (1 + (steps * 0.618034) % 1)), float(values.norm())
+        return [self.classes, highest, content, *struct.unpack("3q", struct.pack("3d", scale, along, length))]
 
 
 def words(function: str, tensors: Mapping[str, tuple[Tensor, int | None]], **options: Any) -> str:
@@ -222,17 +242,24 @@ def _compare(numbers: tuple[list[int], ...], texts: tuple[str, ...], failure: Ex
     (_, first), *others = split
     for rank, (_, text) in enumerate(others, 1):
         if text != first:
-            raise ValueError(
-                f"all ranks must be given the same but for their classes; rank 0: {first}; rank {rank}: {text}"
-            )
-    for rank, (_, _, content, bits) in enumerate(numbers):
+            one, other = first.split("; "), text.split("; ")
+            here = "; ".join(part for part in one if part not in other)
+            there = "; ".join(part for part in other if part not in one)
+            got = f"rank 0: {here or 'nothing more'}; rank {rank}: {there or 'nothing more'}"
+            raise ValueError(f"all ranks must be given the same but for their classes; {got}")
+    learned = [struct.unpack("3d", struct.pack("3q", *n[3:])) for n in numbers]
+    there, there_along, there_length = learned[0]
+    for rank, (here, along, length) in enumerate(learned):
+        content = numbers[rank][2]
         if content != numbers[0][2]:
             raise ValueError(
                 f"target must be the same on every rank, got other class indices on rank {rank} than on rank 0"
             )
-        here, there = struct.unpack("2d", struct.pack("2q", bits, numbers[0][3]))
-        if abs(here - there) > 1e-3 * there:  # processors may round otherwise
+        # processors may round otherwise
+        if abs(here - there) > 1e-3 * there:
             raise ValueError(f"scale must be the same on every rank, got {there:g} on rank 0, {here:g} on rank {rank}")
+        if abs(along - there_along) > 1e-3 * max(length, there_length):
+            raise ValueError(f"psi must be the same on every rank, got other parameters on rank {rank} than on rank 0")
     classes, highest = sum(n[0] for n in numbers), numbers[0][1]
     if classes == 0:
         raise ValueError("the shards must have at least one class together, got none")

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from lossbook._collectives import Shards
 from lossbook._common import ABSENT, finite, sigmoid, softplus
 from lossbook._fast.am_softmax import linear_rest
+from lossbook._fast.emo import linear_scores
 from lossbook._several_labels import only
+from lossbook._torch import full_precision
 from lossbook.am_softmax import Scale, linear_rest_and_target
+from lossbook.emo import unit_vectors
 
 
 def several_labels(
@@ -44,6 +49,39 @@ def rest_and_target(z: Tensor, weight: Tensor, place: Tensor, here: Tensor, scal
     (top,) = shards.tops(rest.unsqueeze(-1))
     total, s_t = shards.sums((rest - top).exp(), s_t.masked_fill(~here, 0))
     return torch.stack((total.log() + top, s_t), -1)
+
+
+def emo_rows(
+    s: Tensor, embedding: Tensor, place: Tensor, here: Tensor, counted: Tensor, shards: Shards, with_ce: bool
+) -> Tensor:
+    """EMO of each row, or (CE + sg(CE / EMO) EMO) / 2."""
+    with full_precision(s.device):
+        s = finite(s.masked_fill(~counted.unsqueeze(-1), 0))
+        emo, z = emo_terms(s, unit_vectors(embedding, s.dtype), place, here, shards)
+        if with_ce:
+            ce = softplus(z)
+            regular = emo > 1e-30 * ce  # EMO = 0 makes the ratio infinite, and above 1e30 it overflows float32
+            ratio = torch.where(regular, ce / emo, 0).detach()
+            emo = (ce + torch.where(regular, ratio * emo, ce.detach())) / 2
+        return emo.masked_fill(~counted, 0)
+
+
+def linear_emo_rows(
+    h: Tensor,
+    w: Tensor,
+    b: Tensor | None,
+    place: Tensor,
+    here: Tensor,
+    counted: Tensor,
+    embedding: Tensor,
+    shards: Shards,
+    *options: Any,
+) -> Tensor:
+    """:func:`emo_rows` of hidden states h, with the scores of all rows."""
+    with_ce, scale, softcap, _, _, dtype = options
+    with full_precision(h.device):
+        s = linear_scores(h, w, b, counted, scale, softcap, dtype)
+        return emo_rows(s, embedding, place, here, counted, shards, with_ce)
 
 
 def emo_terms(s: Tensor, u: Tensor, place: Tensor, here: Tensor, shards: Shards) -> tuple[Tensor, Tensor]:

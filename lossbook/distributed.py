@@ -3,7 +3,8 @@ r"""Losses whose classes lie on several ranks: each holds some class vectors, or
 Value and gradients are those of the unsharded losses. The shards lie in the order of the ranks; they may be uneven or
 empty. Every rank calls with the same rows, gets the same loss and calls ``backward()``. The gradient of its shard, and
 that of the rows, are then whole: nothing is left to average over these ranks. What a rank sends grows with the rows,
-never with the number of classes.
+never with the number of classes. ``sharded_am_softmax_loss`` and the two ``sharded_linear_emo`` losses take the layer
+instead of its scores, which they hold a chunk at a time: neither by class nor by row.
 
 A DTensor with ``Shard`` on its classes says which ranks belong together; for plain tensors ``group`` says it, without
 it the default group. Over a mesh's copies of the shards nothing is summed: average the gradients there, as DDP does.
@@ -18,7 +19,6 @@ A module of the same name wraps each function. Not for ``torch.compile`` and ``t
 
 from __future__ import annotations
 
-from copy import deepcopy
 from functools import partial
 from typing import Any
 
@@ -38,24 +38,47 @@ from lossbook._checks import (
     describe,
 )
 from lossbook._classifier import unit
-from lossbook._collectives import ANY_CLASS, Given, Group, agree, check_whole, group_of, local, shared, words
-from lossbook._common import LossModule, finite, reduce_loss, softplus
+from lossbook._collectives import (
+    ANY_CLASS,
+    Given,
+    Group,
+    GroupModule,
+    agree,
+    check_whole,
+    group_of,
+    local,
+    shared,
+    words,
+)
+from lossbook._common import reduce_loss
 from lossbook._margins import Less, Psi, check_psi, shaped
 from lossbook._sharded_classifier import ShardedCosineClassifier
-from lossbook._sharded_rows import emo_terms, rest_and_target, sampled, several_labels
-from lossbook._torch import full_precision
+from lossbook._sharded_emo import (
+    ShardedEmoCeLoss,
+    ShardedEmoLoss,
+    ShardedLinearEmoCeLoss,
+    ShardedLinearEmoLoss,
+    sharded_emo_ce_loss,
+    sharded_emo_loss,
+    sharded_linear_emo_ce_loss,
+    sharded_linear_emo_loss,
+)
+from lossbook._sharded_rows import rest_and_target, sampled, several_labels
 from lossbook.am_softmax import Scale, _check_scale, _own_scale, margin_softmax
-from lossbook.emo import unit_vectors
 
 __all__ = [
     "ShardedAmSoftmaxLoss",
     "ShardedCosineClassifier",
     "ShardedEmoCeLoss",
     "ShardedEmoLoss",
+    "ShardedLinearEmoCeLoss",
+    "ShardedLinearEmoLoss",
     "ShardedMultilabelSoftmaxLoss",
     "sharded_am_softmax_loss",
     "sharded_emo_ce_loss",
     "sharded_emo_loss",
+    "sharded_linear_emo_ce_loss",
+    "sharded_linear_emo_loss",
     "sharded_multilabel_softmax_loss",
 ]
 
@@ -159,7 +182,8 @@ def sharded_am_softmax_loss(
         psi: the margin, a function of the target's cosine; without it :math:`\cos\theta - m` with m = ``margin``.
         margin: m, at least 0; without meaning beside ``psi``.
         scale: :math:`\gamma`, a number > 0 or a tensor of one that learns, the same on every rank. On the CPU ranks
-            compare it, but for rounding; nobody compares what ``psi`` may learn.
+            compare it, but for rounding, and so the parameters of a ``psi`` that is a module; nobody compares what
+            another function holds.
         sample: the share of the classes that takes part, in (0, 1]; without it all do.
         generator: a generator on the CPU for the draw. Ranks may seed theirs alike: each draws for its own place in the
             group, so that replicas of a shard draw the same and other shards do not.
@@ -198,101 +222,10 @@ def sharded_am_softmax_loss(
     return reduce_loss(loss, reduction, counted)
 
 
-def sharded_emo_loss(
-    input: Tensor,
-    target: Tensor,
-    embedding: Tensor,
-    *,
-    group: Group | None = None,
-    ignore_index: int = -100,
-    reduction: str = "mean",
-) -> Tensor:
-    r""":func:`~lossbook.emo.emo_loss` of a vocabulary that lies on several ranks.
-
-    .. math::
-
-        L = \sum_i p_i\, c_{it}, \qquad p = \operatorname{softmax}(s), \qquad c_{it} = 1 - \cos(e_i, e_t)
-
-    All-reduces: the wanted words' vectors (D numbers a row), maxima (one), the cost of the most probable word (two),
-    sums (three); none in the backward pass.
-
-    Args:
-        input: this rank's columns of the scores, ``(..., C_r)``, or a DTensor ``(..., C)`` sharded along the last one.
-        target: class indices ``(...)`` among all C classes, the same on every rank.
-        embedding: this rank's rows of the word vectors, ``(C_r, D)``; constants.
-        group: the ranks that hold the shards; not for a DTensor.
-        ignore_index: rows with this target do not count.
-        reduction: ``"mean"`` over the rows that count, ``"sum"`` or ``"none"``.
-
-    Returns:
-        The loss, the same on every rank.
-
-    Raises:
-        TypeError, ValueError: as the unsharded loss, and where ranks differ in more than the classes; on every rank.
-        RuntimeError: there is no process group.
-
-    Example:
-        >>> dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-        >>> e = torch.tensor([[1.0, 0.0], [0.6, 0.8], [-1.0, 0.0]])
-        >>> print(round(sharded_emo_loss(torch.tensor([[2.0, 1.0, 0.0]]), torch.tensor([0]), e).item(), 4))
-        0.278
-        >>> dist.destroy_process_group()
-
-    Equation :eq:`emo-loss` of the chapter. Source: as the unsharded loss.
-    """
-    emo, _, counted = _emo("sharded_emo_loss", input, target, embedding, group, ignore_index, reduction)
-    return reduce_loss(emo.masked_fill(~counted, 0), reduction, counted)
-
-
-def sharded_emo_ce_loss(
-    input: Tensor,
-    target: Tensor,
-    embedding: Tensor,
-    *,
-    group: Group | None = None,
-    ignore_index: int = -100,
-    reduction: str = "mean",
-) -> Tensor:
-    r""":func:`~lossbook.emo.emo_ce_loss` of a vocabulary that lies on several ranks.
-
-    .. math::
-
-        L = \tfrac12 \left( \mathrm{CE} + \operatorname{sg}\!\left(\frac{\mathrm{CE}}{\mathrm{EMO}}\right)
-        \mathrm{EMO} \right)
-
-    Args, Returns, Raises and what is sent are those of :func:`sharded_emo_loss`.
-
-    Example:
-        >>> dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-        >>> e = torch.tensor([[1.0, 0.0], [0.6, 0.8], [-1.0, 0.0]])
-        >>> print(round(sharded_emo_ce_loss(torch.tensor([[2.0, 1.0, 0.0]]), torch.tensor([0]), e).item(), 4))
-        0.4076
-        >>> dist.destroy_process_group()
-
-    Equation :eq:`emo-compose` of the chapter. Source: as the unsharded loss.
-    """
-    emo, z, counted = _emo("sharded_emo_ce_loss", input, target, embedding, group, ignore_index, reduction)
-    ce = softplus(z)
-    regular = emo > 1e-30 * ce  # EMO = 0 makes the ratio infinite, and above 1e30 it overflows float32
-    ratio = torch.where(regular, ce / emo, 0).detach()
-    loss = (ce + torch.where(regular, ratio * emo, ce.detach())) / 2
-    return reduce_loss(loss.masked_fill(~counted, 0), reduction, counted)
-
-
 # ------------------------------------------------------------------------------------------------------------- modules
 
 
-class _Sharded(LossModule):
-    """A loss with its group, which copies of the module share, as those that average weights."""
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Sharded:
-        memo[id(self.group)] = self.group
-        memo[id(self)] = copied = self.__new__(type(self))
-        copied.__dict__ = deepcopy(self.__dict__, memo)
-        return copied
-
-
-class ShardedMultilabelSoftmaxLoss(_Sharded):
+class ShardedMultilabelSoftmaxLoss(GroupModule):
     """:func:`sharded_multilabel_softmax_loss` as a module with the same options."""
 
     def __init__(self, *, group: Group | None = None, threshold: float = 0.0, reduction: str = "mean") -> None:
@@ -304,7 +237,7 @@ class ShardedMultilabelSoftmaxLoss(_Sharded):
         return sharded_multilabel_softmax_loss(input, target, mask=mask, **self.options)
 
 
-class ShardedAmSoftmaxLoss(_Sharded):
+class ShardedAmSoftmaxLoss(GroupModule):
     """:func:`sharded_am_softmax_loss` as a module with the same options; it holds no class vectors of its own."""
 
     def __init__(
@@ -329,53 +262,7 @@ class ShardedAmSoftmaxLoss(_Sharded):
         return sharded_am_softmax_loss(embedding, weight, target, **self.options)
 
 
-class ShardedEmoLoss(_Sharded):
-    """:func:`sharded_emo_loss` as a module with the same options."""
-
-    def __init__(self, *, group: Group | None = None, ignore_index: int = -100, reduction: str = "mean") -> None:
-        rows = {"ignore_index": check_ignore_index(ignore_index), "reduction": check_reduction(reduction)}
-        super().__init__(group=group, **rows)
-
-    def forward(self, input: Tensor, target: Tensor, embedding: Tensor) -> Tensor:
-        """The loss of this rank's columns of scores, the class indices and its rows of the word vectors."""
-        return sharded_emo_loss(input, target, embedding, **self.options)
-
-
-class ShardedEmoCeLoss(ShardedEmoLoss):
-    """:func:`sharded_emo_ce_loss` as a module with the same options."""
-
-    def forward(self, input: Tensor, target: Tensor, embedding: Tensor) -> Tensor:
-        """The loss of this rank's columns of scores, the class indices and its rows of the word vectors."""
-        return sharded_emo_ce_loss(input, target, embedding, **self.options)
-
-
 # -------------------------------------------------------------------------------------------------------------- checks
-
-
-def _emo(
-    name: str, input: Tensor, target: Tensor, embedding: Tensor, group: Group | None, ignore_index: int, reduction: str
-) -> tuple[Tensor, Tensor, Tensor]:
-    """EMO and z of each row, and which rows count."""
-    group = group_of("input", input, -1, group)
-    check_whole(group, target=target)
-
-    def read() -> tuple[tuple[Tensor, ...], Given]:
-        s = check_scores(local(input))
-        e = check_floating(local(embedding), "embedding", what=" of word vectors", dims=2).detach()
-        if len(e) != s.shape[-1] or e.shape[1] == 0:
-            raise ValueError(f"embedding must have the shape ({s.shape[-1]}, D), got {describe(e)}")
-        t, counted = check_index(local(target), s.shape[:-1], ANY_CLASS, ignore_index)
-        t = t.masked_fill(~counted, -1)  # no class of any shard
-        tensors = {"input": (s, -1), "target": (t, None), "embedding": (e, 0)}
-        check_reduction(reduction)
-        said = words(name, tensors, ignore_index=ignore_index, reduction=reduction)
-        return (s, e, t, counted), Given(said, len(e), t)
-
-    (s, e, t, counted), shards = agree(group, read)
-    with full_precision(s.device):
-        s = finite(s.masked_fill(~counted.unsqueeze(-1), 0))
-        emo, z = emo_terms(s, unit_vectors(e, s.dtype), *shards.place(t, len(e)), shards)
-    return emo, z, counted
 
 
 def _read_vectors(
@@ -408,7 +295,7 @@ def _read_vectors(
         ignore_index=ignore_index,
         reduction=check_reduction(reduction),
     )
-    return (z, w, t, counted, shaped(lowered), gamma, share), Given(said, len(w), t, gamma)
+    return (z, w, t, counted, shaped(lowered), gamma, share), Given(said, len(w), t, gamma, lowered)
 
 
 def _check_shard(embedding: Tensor, weight: Tensor) -> None:

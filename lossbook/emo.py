@@ -27,7 +27,7 @@ from lossbook._checks import (
     check_vectors,
 )
 from lossbook._common import LossModule, finite, if_counted, one_hot, reduce_loss, rest_margin, rest_margins, softplus
-from lossbook._fast.emo import emo_fast, linear_emo
+from lossbook._fast.emo import emo_fast, linear_emo, linear_scores
 from lossbook._torch import beside, full_precision
 
 __all__ = [
@@ -100,12 +100,8 @@ def linear_rows(
 ) -> Tensor:
     """The loss of each row of hidden states h, with the scores of all of them."""
     with_ce, scale, softcap, _, _, dtype = options
-    h = h.masked_fill(~counted.unsqueeze(-1), 0).to(dtype)
     with full_precision(h.device):
-        s = scale * F.linear(h, w.to(dtype), None if b is None else b.to(dtype)).to(
-            torch.promote_types(dtype, torch.float32)
-        )
-        s = s if softcap is None else softcap * torch.tanh(s / softcap)
+        s = linear_scores(h, w, b, counted, scale, softcap, dtype)
         return (emo_ce_rows if with_ce else emo_rows)(s, target, counted, embedding)
 
 

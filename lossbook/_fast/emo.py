@@ -6,7 +6,7 @@ of word vectors, costs and gradient.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -68,9 +68,7 @@ def _block(s: Tensor, t: Tensor, c: Tensor, room: Tensor | None, with_ce: bool) 
     """The losses of some rows; ``c`` holds the costs and takes the gradient."""
     p = torch.softmax(s, -1, out=room)
     # from the cost of the most probable word: where p_m is next to 1, p_m (c_m - L) would cancel
-    # numpy finds it in a sixth of torch's time
-    top = torch.from_numpy(p.numpy().argmax(-1)) if readable(p) else p.argmax(-1)
-    c_m = c.gather(-1, top.unsqueeze(-1))
+    c_m = c.gather(-1, highest(p).unsqueeze(-1))
     more = torch.linalg.vecdot(p, c.sub_(c_m)).unsqueeze(-1)
     emo: Tensor = c_m + more
     if not with_ce:
@@ -84,6 +82,11 @@ def _block(s: Tensor, t: Tensor, c: Tensor, room: Tensor | None, with_ce: bool) 
     c.sub_(more).mul_(ratio / 2).add_(0.5).mul_(p)
     c.scatter_(-1, t, (rest + ratio * emo * p_t) / -2)
     return ce
+
+
+def highest(x: Tensor) -> Tensor:
+    """The place of the largest number of each row; numpy finds it in a sixth of torch's time."""
+    return torch.from_numpy(x.numpy().argmax(-1)) if readable(x) else x.argmax(-1)
 
 
 def few_costs(embedding: Tensor, t: Tensor) -> Tensor:
@@ -111,13 +114,9 @@ class Costs:
 
     def begin(self, t: Tensor) -> Tensor:
         """Room for the costs; where no table has them it holds <e_i, e_t> / |e_t|."""
-        out, at = self.inverse.new_empty(len(t), len(self.embedding)), 0
-        if self.table is None:
-            unit = self.embedding[t].to(out.dtype) * self.inverse[t].unsqueeze(-1)
-            for e in _tiles(self.embedding, out.dtype):
-                _scores(unit, e, None, out[:, at : at + len(e)])
-                at += len(e)
-        return out
+        if self.table is not None:
+            return self.inverse.new_empty(len(t), len(self.embedding))
+        return products(self.embedding[t].to(self.inverse.dtype) * self.inverse[t].unsqueeze(-1), self.embedding)
 
     def end(self, out: Tensor, t: Tensor) -> Tensor:
         """The costs, in some rows of that room."""
@@ -125,6 +124,15 @@ class Costs:
             return torch.index_select(self.table, 0, t, out=out)
         torch.addcmul(out.new_ones(()), out, self.inverse, value=-1, out=out).scatter_(-1, t.unsqueeze(-1), 0)
         return F.threshold(out, self.rounding, 0, inplace=True)
+
+
+def products(u: Tensor, embedding: Tensor) -> Tensor:
+    """<e_i, u> of every word i, a row for each vector ``u``."""
+    out, at = u.new_empty(len(u), len(embedding)), 0
+    for e in _tiles(embedding, u.dtype):
+        _scores(u, e, None, out[:, at : at + len(e)])
+        at += len(e)
+    return out
 
 
 def inverse_norms(embedding: Tensor, dtype: torch.dtype) -> Tensor:
@@ -145,14 +153,14 @@ def inverse_norms(embedding: Tensor, dtype: torch.dtype) -> Tensor:
 def _scores(h: Tensor, w: Tensor, b: Tensor | None, out: Tensor) -> None:
     """``out = h @ w.T + b``; of few rows by some classes at a time, which a CPU multiplies faster."""
     size = TILE if h.device.type == "cpu" and len(h) < 128 else len(w)
-    for i in range(0, len(w), size):
+    for i in range(0, len(w), size or 1):
         some, w_t = slice(i, i + size), w[i : i + size].t()
         _ = torch.mm(h, w_t, out=out[:, some]) if b is None else torch.addmm(b[some], h, w_t, out=out[:, some])
 
 
 def _tiles(embedding: Tensor, dtype: torch.dtype) -> Iterator[Tensor]:
     """The word vectors in this dtype; where that takes a copy, a few at a time."""
-    size = len(embedding) if embedding.dtype == dtype else max(ROOM // embedding.shape[1], 1)
+    size = max(len(embedding) if embedding.dtype == dtype else ROOM // embedding.shape[1], 1)
     for i in range(0, len(embedding), size):
         yield embedding[i : i + size].to(dtype)
 
@@ -193,7 +201,7 @@ def linear_emo(
         options = (*options[:3], max(options[3], held), *options[4:])
     if soft and eager:
         losses: list[Tensor] = []
-        for at in _chunks(len(hidden), options[3]) or [slice(0)]:
+        for at in chunks_of(len(hidden), options[3]) or [slice(0)]:
             few = (hidden[at], weight, bias, target[at], counted[at], embedding)
             # computed a second time for the gradient
             losses.append(checkpoint(linear_rows, *few, *options, use_reentrant=False, preserve_rng_state=False))
@@ -213,23 +221,37 @@ def _at_once(
     from lossbook.emo import emo_ce_rows, emo_rows
 
     with_ce, scale, softcap = options[:3]
-    h = if_counted(h, counted)  # an ignored row may hold NaN
     with full_precision(h.device):
-        s = F.linear(h, w, b)
-        s = s if scale == 1 else s * scale
-        s = s if softcap is None else softcap * torch.tanh(s / softcap)
+        s = linear_scores(h, w, b, counted, scale, softcap, w.dtype)
         return emo_fast(emo_ce_rows if with_ce else emo_rows, s, target, counted, embedding, with_ce=with_ce)
 
 
-def _chunks(rows: int, most: int) -> list[slice]:
+def linear_scores(
+    h: Tensor,
+    w: Tensor,
+    b: Tensor | None,
+    counted: Tensor | None,
+    scale: float,
+    softcap: float | None,
+    dtype: torch.dtype,
+) -> Tensor:
+    """The scores of the layer, of all rows at once."""
+    h = if_counted(h, counted).to(dtype)  # an ignored row may hold NaN
+    s = F.linear(h, w.to(dtype), None if b is None else b.to(dtype)).to(torch.promote_types(dtype, torch.float32))
+    s = s if scale == 1 else s * scale
+    return s if softcap is None else softcap * torch.tanh(s / softcap)
+
+
+def chunks_of(rows: int, most: int) -> list[slice]:
     """As few chunks as possible, equal to one row."""
     size = -(-rows // max(-(-rows // most), 1))
     return [slice(i, min(i + size, rows)) for i in range(0, rows, size or 1)]
 
 
-def _room(
-    hidden: Tensor, weight: Tensor, wanted: Sequence[bool], rows: bool, wide: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+Out = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+def room_of(hidden: Tensor, weight: Tensor, wanted: Sequence[bool], rows: bool, wide: bool) -> Out:
     """What the operator returns: the losses and the gradients of hidden, weight and bias, empty where not wanted."""
     high = torch.float64 if torch.float64 in (hidden.dtype, weight.dtype) else torch.float32
     sums = high if wide else weight.dtype
@@ -258,33 +280,61 @@ def _run(
     chunk_size: int,
     wide: bool,
     dtype: torch.dtype,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> Out:
     """Losses and gradients. ``dtype`` is that of the scores; ``upstream`` weighs the rows' gradients."""
-    loss, grad_h, grad_w, grad_b = _room(hidden, weight, wanted, rows, wide)
+    out, chunks = room_of(hidden, weight, wanted, rows, wide), chunks_of(len(hidden), chunk_size)
     with torch.no_grad(), full_precision(hidden.device):
-        w, b = weight.to(dtype), None if bias is None else bias.to(dtype)
-        chunks = _chunks(len(hidden), chunk_size)
-        size = chunks[0].stop if chunks else 0
-        room = w.new_empty(size, len(w))
-        costs = Costs(embedding, loss.dtype, min(size, 2048))
-        piece = max(ROOM // len(w), PIECE)
-        whole = readable(counted) and bool(counted.all())
-        if upstream is not None:
-            upstream = upstream.masked_fill(~counted, 0)  # there it may be NaN
-        for at in chunks:
-            h = hidden[at].to(dtype)
-            if not whole:
-                h = h.masked_fill(~counted[at].unsqueeze(-1), 0)  # an ignored row may hold NaN
-            s = room[: len(h)]
-            _scores(h, w, b, s)
-            for j in range(0, len(h), piece):
-                few, these = slice(j, j + piece), slice(at.start + j, min(at.start + j + piece, at.stop))
-                x, slope = _capped(s[few].to(loss.dtype), scale, softcap)
-                losses, (g, _) = value(x, target[these], None if whole else counted[these], embedding, with_ce, costs)
-                if rows:
-                    loss[these] = losses
-                else:
-                    loss += losses.sum()
+        costs = Costs(embedding, out[0].dtype, min(chunks[0].stop if chunks else 0, 2048))
+
+        def rows_of(x: Tensor, at: slice, counted: Tensor | None) -> tuple[Tensor, Tensor]:
+            losses, (g, _) = value(x, target[at], counted, embedding, with_ce, costs)
+            return losses, g
+
+        piece = max(ROOM // len(weight), PIECE)
+        layer = (hidden, weight, bias, counted, upstream, wanted, scale, softcap, dtype)
+        by_chunks(out, rows_of, chunks, piece, *layer)
+    return out
+
+
+def by_chunks(
+    out: Out,
+    rows_of: Callable[[Tensor, slice, Tensor | None], tuple[Tensor, Tensor]],
+    chunks: list[slice],
+    piece: int,
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    counted: Tensor,
+    upstream: Tensor | None,
+    wanted: Sequence[bool],
+    scale: float,
+    softcap: float | None,
+    dtype: torch.dtype,
+) -> None:
+    """Fill ``out``. ``rows_of`` takes the scores of at most ``piece`` rows, which ones they are, and which of them
+    count, None for all; it returns their losses and the gradients by the scores, and may overwrite these.
+    """
+    loss, grad_h, grad_w, grad_b = out
+    w, b = weight.to(dtype), None if bias is None else bias.to(dtype)
+    room = w.new_empty(chunks[0].stop if chunks else 0, len(w))
+    whole = readable(counted) and bool(counted.all())
+    if upstream is not None:
+        upstream = upstream.masked_fill(~counted, 0)  # there it may be NaN
+    for at in chunks:
+        h = hidden[at].to(dtype)
+        if not whole:
+            h = h.masked_fill(~counted[at].unsqueeze(-1), 0)  # an ignored row may hold NaN
+        s = room[: len(h)]
+        _scores(h, w, b, s)
+        for j in range(0, len(h), piece):
+            few, these = slice(j, j + piece), slice(at.start + j, min(at.start + j + piece, at.stop))
+            x, slope = _capped(s[few].to(loss.dtype), scale, softcap)
+            losses, g = rows_of(x, these, None if whole else counted[these])
+            if loss.dim() == 1:
+                loss[these] = losses
+            else:
+                loss += losses.sum()
+            if any(wanted):
                 if slope is not None:
                     g.mul_(slope)
                 if upstream is not None:
@@ -294,12 +344,11 @@ def _run(
                 if wanted[2]:
                     grad_b += g.sum(0)
                 s[few] = g
-                del x, slope, g  # before the next ones are made
-            if wanted[0]:
-                grad_h[at] = s @ w
-            if wanted[1]:
-                _add_product(grad_w, s, h)
-    return loss, grad_h, grad_w, grad_b
+            del x, slope, g  # before the next ones are made
+        if wanted[0]:
+            grad_h[at] = s @ w
+        if wanted[1]:
+            _add_product(grad_w, s, h)
 
 
 def _capped(x: Tensor, scale: float, softcap: float | None) -> tuple[Tensor, Tensor | None]:
@@ -326,9 +375,9 @@ def _add_product(total: Tensor, g: Tensor, h: Tensor) -> None:
 
 
 @torch.library.register_fake("lossbook::linear_emo")  # type: ignore[untyped-decorator, unused-ignore]
-def _shapes(hidden: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _shapes(hidden: Tensor, weight: Tensor, *rest: Any) -> Out:
     wanted, rows, wide = rest[5], rest[6], rest[11]
-    return _room(hidden, weight, wanted, rows, wide)
+    return room_of(hidden, weight, wanted, rows, wide)
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
