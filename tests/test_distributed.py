@@ -270,6 +270,9 @@ def edges(rank: int, size: int) -> dict[str, Any]:
     weight = uneven.row(uneven.w).clone().requires_grad_()
     value = sharded.sharded_am_softmax_loss(uneven.z, weight, uneven.t, sample=0.1)
     found["sampled"] = [float(value), torch.autograd.grad(value, weight)[0].isfinite().all().item()]
+    h, t = uneven.z.reshape(-1, SIZE).repeat(22, 1), torch.arange(132) % C  # a product without tiles
+    value = sharded.sharded_linear_emo_loss(h, weight, t, uneven.row(uneven.e))
+    found["many rows"] = apart(value, lb.linear_emo_loss(h, uneven.w, t, uneven.e))
     errors = []
     for low, high in ((-1e4, 1e4), (-torch.inf, 1e4), (-1e4, -1e4)):
         p.s = torch.where(p.s > 0, high, low).where(~p.hard, p.s)
@@ -326,6 +329,7 @@ def test_edges(group: Ranks) -> None:
         assert found["no rows"] == [0] * 6
         assert found["sampled"][0] > 0
         assert found["sampled"][1]
+        assert found["many rows"] <= 1e-6
         assert found["extreme"] <= 1e-6
         assert found["half"] <= 1e-2
         assert found["one class"] == [0] * 8

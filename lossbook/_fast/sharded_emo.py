@@ -164,7 +164,7 @@ def _chunk(
     (u_t,) = answers.sums(vectors.masked_fill_(~own.unsqueeze(-1), 0).sum(1))
     c = products(u_t, embedding)
     c = torch.addcmul(c.new_ones(()), c, inverse, value=-1, out=c)
-    F.threshold(put(c, 0), rounding(c.dtype, embedding.shape[1]), 0, inplace=True)
+    F.threshold(c, rounding(c.dtype, embedding.shape[1]), 0, inplace=True)
     s_t = s.gather(-1, at).masked_fill_(~own, 0).sum(-1)
     put(s, ABSENT)
     lead = highest(s).unsqueeze(-1) if len(inverse) else at
