@@ -586,9 +586,9 @@ def test_without_a_backend_for_the_cpu_nothing_is_read(group: Ranks) -> None:
 class Learned(nn.Module):
     """A margin that learns."""
 
-    def __init__(self, m: float) -> None:
+    def __init__(self, m: float, *more: float) -> None:
         super().__init__()
-        self.m, self.more = nn.Parameter(torch.tensor(m)), nn.Parameter(torch.zeros(3))
+        self.m, self.more = nn.Parameter(torch.tensor(m)), nn.Parameter(torch.tensor(more))
 
     def forward(self, cosine: Tensor) -> Tensor:
         return cosine - self.m - self.more.sum()
@@ -631,6 +631,9 @@ def fault(rank: int, size: int, name: str) -> tuple[str, str]:
         "generator": lambda: sharded.sharded_am_softmax_loss(z, w, t, sample=0.5, generator=7),
         "psi": lambda: sharded.sharded_am_softmax_loss(z, w, t, psi=0.35),
         "other psi that learns": lambda: sharded.sharded_am_softmax_loss(z, w, t, psi=Learned(0.301 if last else 0.3)),
+        "psi whose parameters change places": lambda: sharded.sharded_am_softmax_loss(
+            z, w, t, psi=Learned(0.1, *((0.2, 0.3) if last else (0.3, 0.2)))
+        ),
         "chunks": lambda: sharded.sharded_linear_emo_loss(z, w, t, e, chunk_size=2 if last else 3),
         "sums": lambda: sharded.sharded_linear_emo_loss(z, w, t, e, accumulate="weight" if last else "float32"),
         "softcap": lambda: sharded.sharded_linear_emo_ce_loss(z, w, t, e, logit_softcap=0.0 if last else None),
@@ -679,6 +682,7 @@ FAULTS = {
         "ValueError",
         r"psi must be the same on every rank, got other parameters on rank \d than",
     ),
+    "psi whose parameters change places": ("ValueError", r"psi must be the same on every rank, got other parameters"),
     "chunks": ("ValueError", r"rank 0: .*chunk_size=3.* rank \d: .*chunk_size=2"),
     "sums": ("ValueError", r"rank 0: .*accumulate='float32'.* rank \d: .*accumulate='weight'"),
     "softcap": ("ValueError", r"rank \d: logit_softcap must be a finite number > 0, got 0"),
@@ -714,6 +718,8 @@ def wrong_shard(rank: int) -> str:
     for x in (rows, sums):  # each rank its own rows, or its own terms
         with pytest.raises(ValueError, match=r"embedding must be the same on every rank, Replicate\(\), got a DTensor"):
             sharded.sharded_am_softmax_loss(x, torch.ones(3, 4), torch.arange(3))
+        with pytest.raises(ValueError, match=r"hidden must be the same on every rank, Replicate\(\), got a DTensor"):
+            sharded.sharded_linear_emo_loss(x, torch.ones(3, 4), torch.arange(3), torch.ones(3, 4))
     return str(error.value)
 
 
