@@ -385,6 +385,5 @@ def check_target(
     ignored = check_ignore_index(ignore_index)
     if isinstance(target, Tensor) and target.is_floating_point():
         return check_distribution(target, shape, dim=dim), None
-    rows = list(shape)
-    num_classes = rows.pop(dim)
-    return check_rows(target, rows, num_classes, ignored)
+    at = dim % len(shape)
+    return check_rows(target, shape[:at] + shape[at + 1 :], shape[at], ignored)

@@ -32,6 +32,9 @@ _dispatch_keys = _find("_C._dispatch_keys", lambda _: None)
 _parse_key = _find("_C._dispatch_key_parse", lambda _: None)
 _graph_is_kept = _find("_C._autograd._get_current_graph_task_keep_graph", _ask)
 _tracing = _find("_C._is_tracing", _ask)
+_exporting = _find("compiler.is_exporting", _ask)
+_excluded = getattr(torch._C, "_SetExcludeDispatchKeyGuard", None)
+_autograd = getattr(getattr(torch._C, "DispatchKey", None), "AutogradFunctionality", None)
 _gamma = _find("_standard_gamma", lambda a, generator: torch.distributions.Gamma(a, torch.ones_like(a)).sample())
 
 try:
@@ -43,6 +46,16 @@ except RuntimeError:  # a key of that name is no more
 def compiling() -> bool:
     """Whether ``torch.compile`` or ``torch.export`` is reading the code."""
     return torch.compiler.is_compiling()
+
+
+def exporting() -> bool:
+    """Whether ``torch.export`` is reading the code: a graph that others run should hold torch's operators alone."""
+    return bool(_exporting())
+
+
+def known_true(fact: bool) -> bool:
+    """Whether this is True for every size that a compiled graph is made for; nothing is assumed."""
+    return bool(_find("fx.experimental.symbolic_shapes.statically_known_true", bool)(fact))
 
 
 def transformed() -> bool:
@@ -90,6 +103,17 @@ def beside(constant: Tensor, scores: Tensor) -> Tensor:
     from torch.distributed.tensor import DTensor, Replicate
 
     return DTensor.from_local(constant, mesh, [Replicate()] * mesh.ndim, run_check=False)
+
+
+def can_record() -> bool:
+    """Whether :func:`recording` is there."""
+    return _excluded is not None and _autograd is not None
+
+
+def recording() -> contextlib.AbstractContextManager[Any]:
+    """Records a graph inside an operator of ours, where torch has switched that off."""
+    guard: contextlib.AbstractContextManager[Any] = _excluded(_autograd, False)  # type: ignore[misc]
+    return guard
 
 
 def last_backward() -> bool:

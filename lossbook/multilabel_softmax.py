@@ -31,7 +31,7 @@ from lossbook._checks import (
     check_scores,
 )
 from lossbook._common import ABSENT, LossModule, finite, reduce_loss, softplus
-from lossbook._fast.multilabel_softmax import exchanged_sets, indexed_sums, two_sums
+from lossbook._fast.multilabel_softmax import exchanged_sets, indexed_sums, pair_sums, threshold_sums
 from lossbook._log_sums import log_elementary, log_sum
 from lossbook._several_labels import check_positives, counted_rows, most_exchanged, only
 
@@ -115,7 +115,7 @@ def multilabel_softmax_loss(
     def row(neg: Tensor, pos: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return torch.log1p(neg) + torch.log1p(pos), 1 / (1 + neg), 1 / (1 + pos)
 
-    loss = two_sums(formula, row, s, t, m, s_0, 1.0)
+    loss = threshold_sums(formula, row, s, t, m, s_0)
     return reduce_loss(loss, reduction, counted_rows(m))
 
 
@@ -231,9 +231,10 @@ def multilabel_pairwise_loss(
     """
     s = check_scores(input, dim=dim)
     m = check_mask(mask, input.shape, dim)
-    t = check_labels(target, input.shape, hard=True, mask=mask, dim=dim) == 1
+    t = check_labels(target, input.shape, hard=True, mask=mask, dim=dim).bool()
     gamma = check_number("scale", scale, low=0, open_low=True)
-    apart = gamma * check_number("margin", margin)
+    margin = check_number("margin", margin)
+    apart = gamma * margin
     check_reduction(reduction)
 
     def formula(s: Tensor, t: Tensor, mask: Tensor | None) -> Tensor:
@@ -247,8 +248,7 @@ def multilabel_pairwise_loss(
         slope = gamma * math.exp(apart) / (1 + z)
         return torch.log1p(z), slope * pos, slope * neg
 
-    small = abs(apart) < 80  # else e^(gamma m) may overflow
-    loss = two_sums(formula, row, s, t, m, 0.0, gamma) if small else formula(s, t, m)
+    loss = pair_sums(formula, row, s, t, m, gamma, margin)
     return reduce_loss(loss, reduction, counted_rows(m))
 
 

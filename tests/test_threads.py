@@ -91,14 +91,19 @@ def test_one_piece_and_accelerators_stay_in_the_callers_thread(device, two_threa
 
 
 def test_slices_cover_all_rows():
-    assert slices(7, 3) == [slice(0, 3), slice(3, 6), slice(6, 7)]
-    assert slices(0, 3) == []
+    assert slices(torch.device("cuda"), 7, 3) == [slice(0, 3), slice(3, 6), slice(6, 7)]
+    assert slices(CPU, 0, 3) == []
+
+
+def test_each_thread_gets_as_many_pieces(two_threads):
+    assert slices(CPU, 90, 30) == [slice(0, 23), slice(23, 46), slice(46, 69), slice(69, 90)]
+    assert slices(CPU, 3, 4) == [slice(0, 3)]
 
 
 def cases():
     torch.manual_seed(0)
-    s, t = torch.randn(900, 120) * 3, torch.rand(900, 120) < 0.1
-    y = torch.arange(900) % 120
+    s, t = torch.randn(3600, 120) * 3, torch.rand(3600, 120) < 0.1
+    y = torch.arange(3600) % 120
     assert s.numel() > 3 * numbers(CPU)
     yield "focal", lambda s: sigmoid_focal_loss(s, t, reduction="none"), s
     yield "asymmetric", lambda s: asymmetric_loss(s, t), s

@@ -13,6 +13,7 @@ from torch.autograd import Function
 from lossbook._common import FAR, if_counted
 from lossbook._torch import last_backward, plain, readable
 
+LOG2_E = math.log2(math.e)
 Kept = tuple[Any, ...]
 Formula = Callable[..., Tensor]
 Value = Callable[..., "tuple[Tensor, Kept]"]
@@ -40,6 +41,13 @@ def fused(formula: Formula, value: Value, slope: Slope, s: Tensor, *constants: A
 def _near(s: Tensor) -> Tensor:
     """The scores, on an accelerator with infinities at +-1e30: there nobody looks whether the loss came out finite."""
     return s if s.device.type == "cpu" else s.clamp(-FAR, FAR)
+
+
+def clear(counted: Tensor | None, *tensors: Tensor) -> None:
+    """Write 0 to the rows where ``counted`` is False; None counts every row."""
+    if counted is not None:
+        for x in tensors:
+            x.masked_fill_(~(counted if x.dim() == counted.dim() else counted.unsqueeze(-1)), 0)
 
 
 def scaled(g: Tensor, kept: Kept, spare: bool) -> Tensor:

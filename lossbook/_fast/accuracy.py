@@ -13,7 +13,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from lossbook._fast._function import Formula, Kept, fused, scaled
+from lossbook._fast._function import LOG2_E, Formula, Kept, fused, scaled
 from lossbook._fast._threads import each, slices
 from lossbook._fast.softmax import softmax_rows
 from lossbook._torch import readable
@@ -29,7 +29,6 @@ _STEPS = 12
 _PIECE = {"cpu": (2**15, 2**16)}
 _DEVICE_PIECE = (2**20, 2**24)
 _TINY = 1e-37  # keeps a quotient of two zeros at zero in float32
-_LOG2_E = math.log2(math.e)
 _SQRT_2 = math.sqrt(2)
 _INV_SQRT_2PI = 1 / math.sqrt(2 * math.pi)
 _LOG_SQRT_2PI = math.log(2 * math.pi) / 2
@@ -88,7 +87,7 @@ def _log_ndtr(
         tail = torch.addcmul(c, tail, y, out=room[2])
     tail.mul_(r)
     e = torch.clamp(x, min=0, out=room[1])
-    e.mul_(e).mul_(-0.5 * _LOG2_E).exp2_()
+    e.mul_(e).mul_(-0.5 * LOG2_E).exp2_()
     tail.mul_(e)  # right of 0: 1 - Phi(x). Left of 0: Phi(x) e^(x^2/2), as e is 1 there
     below = torch.clamp(x, max=0, out=room[0])
     side = torch.sign(below, out=room[3])  # -1 left of 0, 0 right of it
@@ -118,7 +117,7 @@ def _excess(x: Tensor, h: Tensor) -> Tensor:
 def _rough_hazard(x: Tensor, far: bool) -> tuple[Tensor, Tensor]:
     """h(x) and x + h(x), close enough to place nodes by; ``far`` if x may lie left of -12."""
     near = x.clamp(min=_FAR) if far else x
-    h = (near * near).mul_(-0.5 * _LOG2_E).exp2_().mul_(2 * _INV_SQRT_2PI).div_((near * -math.sqrt(0.5)).erfc_())
+    h = (near * near).mul_(-0.5 * LOG2_E).exp2_().mul_(2 * _INV_SQRT_2PI).div_((near * -math.sqrt(0.5)).erfc_())
     if not far:
         return h, x + h
     beyond = near - x
@@ -311,7 +310,7 @@ def _pieces(total: int, size: int, device: torch.device, threads: int = 1) -> li
     """Slices of ``total`` rows of about one size, none with more numbers than a piece where a row takes ``size``."""
     low, high = _PIECE.get(device.type, _DEVICE_PIECE)
     most = max(1, min(max(total * size // 8, low), high) // size)
-    return slices(total, math.ceil(total / max(math.ceil(total / most), min(threads, total)))) if total else []
+    return slices(device, total, min(most, math.ceil(total / threads))) if total else []
 
 
 # ------------------------------------------------------------------------------------------------------- soft accuracy
@@ -321,7 +320,7 @@ def soft_accuracy_rows(formula: Formula, s: Tensor, t: Tensor, counted: Tensor |
     """``formula(s, t, counted)``, the error 1 - p_t as the sum of the other classes' probabilities."""
     if s.shape[-1] == 1:  # right, whatever the score
         counted = torch.zeros_like(t, dtype=torch.bool)
-    return softmax_rows(formula, lambda e, p_t, _: (e, p_t), s, t, counted)
+    return softmax_rows(formula, lambda e, p_t, _: (e, p_t), s, t, counted, ("soft_accuracy_loss", {}))
 
 
 def soft_target_rows(formula: Formula, s: Tensor, tau: Tensor) -> Tensor:

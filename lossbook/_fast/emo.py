@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lossbook._checks import HALF
 from lossbook._common import FAR, if_counted
+from lossbook._fast._compiled import Step, compiled, left_out, one_step
 from lossbook._fast._function import Formula, Kept, fused, scaled
 from lossbook._fast._threads import each, slices
 from lossbook._fast.softmax import cross_entropy
@@ -24,18 +25,23 @@ from lossbook._torch import batched, compiling, full_precision, last_backward, p
 
 # numbers worked on at once: a block that stays in the cache, room beside one chunk's scores, and the scores of a linear
 # layer that are held whatever the size of a chunk
-BLOCK, ROOM, SMALL = 2**16, 2**22, 3 * 2**19
+BLOCK, ROOM, SMALL = 2**17, 2**22, 3 * 2**19
 # classes of a linear layer that are multiplied at once
 TILE = 1024
 # rows of a linear layer whose scores are held in float32
 PIECE = 64
 
 
-def emo_fast(formula: Formula, s: Tensor, target: Tensor, *constants: Any, with_ce: bool) -> Tensor:
+def emo_fast(
+    formula: Formula, s: Tensor, target: Tensor, counted: Tensor | None, embedding: Tensor, with_ce: bool
+) -> Tensor:
     """``formula(s, target, counted, embedding)``, by the fast road for index targets."""
     if target.is_floating_point():
-        return formula(s, target, *constants)
-    return fused(formula, partial(value, with_ce=with_ce), scaled, s, target, *constants)
+        return formula(s, target, counted, embedding)
+    if compiled(s, 2**19):
+        step: Step = ("emo_ce_loss" if with_ce else "emo_loss", {})
+        return one_step(step, s, left_out(target, counted), embedding, counted=counted)
+    return fused(formula, partial(value, with_ce=with_ce), scaled, s, target, counted, embedding)
 
 
 def value(
@@ -57,7 +63,7 @@ def value(
             c, at = costs.end(g[rows], t[rows]), t[rows, None]
             loss.view(-1)[rows] = _block(s[rows], at, c, room[: len(c)], with_ce).squeeze(-1)
 
-        each(s.device, slices(len(s), size), lambda: s.new_empty(min(size, len(s)), classes), work)
+        each(s.device, slices(s.device, len(s), size), lambda: s.new_empty(min(size, len(s)), classes), work)
     if counted is not None:
         loss.masked_fill_(~counted, 0)
         g.masked_fill_(~counted.reshape(-1, 1), 0)

@@ -12,11 +12,13 @@ import torch
 from torch import Tensor
 
 from lossbook._common import FAR
-from lossbook._fast._function import Formula, Kept, Value, fused, scaled
+from lossbook._fast._compiled import Step, compiled, left_out, one_step
+from lossbook._fast._function import Formula, Kept, Value, clear, fused, scaled
 from lossbook._fast._threads import each, numbers, slices
 from lossbook._fast.softmax import cross_entropy, exponentials, softmax_rows
 
-Steps = Callable[..., None]
+# the work on a piece, and what a compiler takes for all of it
+Steps = tuple[Callable[..., None], Step | None]
 
 # e^z must not overflow: from here on log(1 + e^z) = z
 HIGH = 80.0
@@ -24,6 +26,7 @@ HIGH = 80.0
 
 def elementwise(formula: Formula, steps: Steps, s: Tensor, t: Tensor, count: float | Tensor | None) -> Tensor:
     """``formula(s, t)``, with ``count`` its sum over the count."""
+    work, step = steps
 
     def whole(s: Tensor, t: Tensor) -> Tensor:
         loss = formula(s, t.to(s.dtype))
@@ -32,28 +35,31 @@ def elementwise(formula: Formula, steps: Steps, s: Tensor, t: Tensor, count: flo
     def value(s: Tensor, t: Tensor) -> tuple[Tensor, Kept]:
         if 0 < s.numel() <= numbers(s.device):
             loss, slope, *buffers = (torch.empty_like(s) for _ in range(5))
-            steps(s, t.to(s.dtype), loss, slope, *buffers)
+            work(s, t.to(s.dtype), loss, slope, *buffers)
             return loss if count is None else loss.sum() / count, (slope,)
         kept = s.new_empty(s.shape) if wanted else None
         losses = s.new_empty(s.shape) if count is None else None
-        sums = _in_pieces(steps, s, t, losses, kept)
+        sums = _in_pieces(work, s, t, losses, kept)
         return sums.sum() / count if losses is None else losses, (kept,)  # type: ignore[operator]
 
     def slope(g: Tensor, kept: Kept, spare: bool) -> Tensor:
         (slopes,) = kept
         return torch.mul(slopes, g if count is None else g / count, out=slopes if spare else None)
 
+    if step and compiled(s):
+        losses = one_step(step, s, t, rows=False)
+        return losses if count is None else losses.sum() / count
     wanted = s.requires_grad and torch.is_grad_enabled()
     return fused(whole, value, slope, s, t)
 
 
-def _in_pieces(steps: Steps, s: Tensor, t: Tensor, loss: Tensor | None, slope: Tensor | None) -> Tensor:
+def _in_pieces(steps: Callable[..., None], s: Tensor, t: Tensor, loss: Tensor | None, slope: Tensor | None) -> Tensor:
     """The sum of the losses of each piece, some rows of the last dimension; losses and slopes where there is room."""
     shape = (-1, s.shape[-1]) if s.dim() > 1 and s.numel() else (-1,)
     given = [None if x is None else x.reshape(shape) for x in (s, t, loss, slope)]
     rows, width = s.numel() // shape[-1] if len(shape) > 1 else s.numel(), shape[1:]
     size = max(numbers(s.device) * rows // max(s.numel(), 1), 1)
-    parts = slices(rows, size)
+    parts = slices(s.device, rows, size)
     sums = s.new_zeros(len(parts))
 
     def begin() -> tuple[Tensor, ...]:
@@ -142,7 +148,7 @@ def focal_steps(gamma: float, alpha: float | Tensor | None) -> Steps:
         loss.mul_(weight)
         slope.mul_(weight)
 
-    return steps
+    return steps, None
 
 
 def balance(t: Tensor, alpha: float | Tensor, out: Tensor) -> Tensor:
@@ -160,7 +166,7 @@ def hard_truncated_steps(level: float) -> Steps:
         loss.mul_(weight)
         slope.mul_(weight).mul_(a)
 
-    return steps
+    return steps, None
 
 
 def soft_truncated_steps(k: float) -> Steps:
@@ -179,7 +185,7 @@ def soft_truncated_steps(k: float) -> Steps:
         loss.mul_(weight)
         slope.mul_(weight).mul_(a)
 
-    return steps
+    return steps, ("soft_truncated_bce", {"sharpness": k})
 
 
 def asymmetric_steps(
@@ -216,7 +222,9 @@ def asymmetric_steps(
         torch.addcmul(push, n, rest, value=-1, out=slope)
         loss.mul_(rest).add_(weight)
 
-    return steps
+    if detach_weight:
+        return steps, None
+    return steps, ("asymmetric_loss", {"gamma_neg": gamma_neg, "gamma_pos": gamma_pos, "clip": clip})
 
 
 # ---------------------------------------------------------------------------------------------------- one class of many
@@ -230,7 +238,7 @@ def softmax_focal(formula: Formula, s: Tensor, t: Tensor, counted: Tensor | None
         weight, push = _focal(e, p_t * ce, gamma)
         return weight * ce, push
 
-    return softmax_rows(formula, row, s, t, counted)
+    return softmax_rows(formula, row, s, t, counted, ("softmax_focal_loss", {"gamma": gamma}))
 
 
 def _focal(e: Tensor, p_ce: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
@@ -255,11 +263,12 @@ def soft_truncated_rows(formula: Formula, s: Tensor, t: Tensor, counted: Tensor 
         pull, push = r.div_(own + rest), unit.mul_(loss).mul_(k)
         own = torch.addcmul(pull * rest, push, not_r).neg_()
         grad = x.mul_(pull.unsqueeze(-1)).addcmul_(turned, push.unsqueeze(-1)).scatter_(-1, at, own.unsqueeze(-1))
-        if counted is not None:
-            loss.masked_fill_(~counted, 0)
-            grad.masked_fill_(~counted.unsqueeze(-1), 0)
+        clear(counted, loss, grad)
         return loss, (grad, counted)
 
+    if compiled(s):
+        step = "soft_truncated_cross_entropy", {"sharpness": k}
+        return one_step(step, s, left_out(t, counted), counted=counted)
     return fused(formula, value, scaled, s, t, counted)
 
 
@@ -310,7 +319,7 @@ def _by_rows(value: Value) -> Value:
         def work(part: slice, room: None) -> None:
             loss.view(-1)[part], (grad[part], _) = value(rows[part], targets[part])
 
-        each(s.device, slices(len(rows), max(numbers(s.device) // s.shape[-1], 1)), lambda: None, work)
+        each(s.device, slices(s.device, len(rows), max(numbers(s.device) // s.shape[-1], 1)), lambda: None, work)
         return loss, (grad.view(s.shape), None)
 
     return pieces

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lossbook._fast._function import Kept, fused, scaled
+from lossbook._fast._compiled import Step, compiled, left_out, one_step
+from lossbook._fast._function import LOG2_E, Formula, Kept, fused, scaled
 from lossbook._torch import readable
 
-LOG2_E = math.log2(math.e)
 # up to so many scores are worked on at once; of more, a third of the rows
 WHOLE = 2**17
 # so many factors times degrees are multiplied in one go
@@ -26,10 +26,35 @@ FEW = 2**14
 Row = Callable[[Tensor, Tensor], "tuple[Tensor, Tensor, Tensor]"]
 
 
-def two_sums(
-    formula: Callable[..., Tensor], row: Row, s: Tensor, t: Tensor, mask: Tensor | None, shift: float, scale: float
+def threshold_sums(formula: Formula, row: Row, s: Tensor, t: Tensor, mask: Tensor | None, threshold: float) -> Tensor:
+    """``formula(s, t, mask)``, the loss with a threshold."""
+    return _two_sums(formula, row, s, t, mask, threshold, 1.0, ("multilabel_softmax_loss", {"threshold": threshold}))
+
+
+def pair_sums(
+    formula: Formula, row: Row, s: Tensor, t: Tensor, mask: Tensor | None, scale: float, margin: float
 ) -> Tensor:
-    """``formula(s, t, mask)``; ``row`` is its fast form, of the sums of e^(scale (s - shift)) and its inverse."""
+    """``formula(s, t, mask)``, the loss over pairs."""
+    if abs(scale * margin) > 80:  # e^(scale margin) may overflow
+        return formula(s, t, mask)
+    step: Step = ("multilabel_pairwise_loss", {"scale": scale, "margin": margin})
+    return _two_sums(formula, row, s, t, mask, 0.0, scale, step)
+
+
+def _two_sums(
+    formula: Formula,
+    row: Row,
+    s: Tensor,
+    t: Tensor,
+    mask: Tensor | None,
+    shift: float,
+    scale: float,
+    step: Step,
+) -> Tensor:
+    """``formula(s, t, mask)``; ``row`` is its fast form, of the sums of e^(scale (s - shift)) and its inverse.
+
+    A compiler takes the whole as one ``step``.
+    """
 
     def value(s: Tensor, t: Tensor, mask: Tensor | None) -> tuple[Tensor, Kept]:
         slope = s.new_empty(s.shape)
@@ -47,6 +72,8 @@ def two_sums(
 
     if s.numel() == 0:
         return s.sum(-1)  # no label: log 1 + log 1
+    if compiled(s):
+        return one_step(step, s, t, mask=mask, counted=None if mask is None else mask.any(-1))
     return fused(formula, value, scaled, s, t, mask) if readable(s, t) else formula(s, t, mask)
 
 
@@ -115,6 +142,9 @@ def indexed_sums(
 
     if s.numel() == 0:
         return s.sum(-1)
+    if compiled(s):
+        step, counted = ("sparse_multilabel_softmax_loss", {"threshold": shift}), None if mask is None else mask.any(-1)
+        return one_step(step, s, left_out(index, given), mask=mask, counted=counted)
     return fused(formula, value, scaled, s, index, given, mask) if readable(s) else formula(s, index, given, mask)
 
 

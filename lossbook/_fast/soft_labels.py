@@ -44,7 +44,7 @@ def _parts(s: Tensor, r: Tensor, k: float) -> tuple[Tensor, Tensor, Tensor]:
     def work(part: slice, room: Tensor) -> None:
         _piece(k, list(room[:, : part.stop - part.start]), *(x[part] for x in whole))
 
-    each(s.device, slices(len(whole[0]), size), lambda: s.new_empty(3, size, C), work)
+    each(s.device, slices(s.device, len(whole[0]), size), lambda: s.new_empty(3, size, C), work)
     return loss, by_s, by_r
 
 

@@ -13,16 +13,21 @@ import torch
 from torch import Tensor
 
 from lossbook._common import FAR, if_counted
-from lossbook._fast._function import Kept, fused
+from lossbook._fast._compiled import Step, compiled, left_out, one_step
+from lossbook._fast._function import LOG2_E, Kept, clear, fused
 from lossbook._torch import readable
 
-LOG2_E = math.log2(math.e)
 # the loss of a row and L'(z) / e from e = 1 - p_t, p_t and a call for -log p_t
 Row = Callable[[Tensor, Tensor, Callable[[], Tensor]], "tuple[Tensor, Tensor]"]
 
 
-def softmax_rows(formula: Callable[..., Tensor], row: Row, s: Tensor, t: Tensor, counted: Tensor | None) -> Tensor:
-    """``formula(s, t, counted)``, the losses of rows, 0 where ``counted`` is False; ``row`` is its fast form."""
+def softmax_rows(
+    formula: Callable[..., Tensor], row: Row, s: Tensor, t: Tensor, counted: Tensor | None, step: Step
+) -> Tensor:
+    """``formula(s, t, counted)``, the losses of rows, 0 where ``counted`` is False; ``row`` is its fast form.
+
+    A compiler takes the whole as one ``step``.
+    """
 
     def value(s: Tensor, t: Tensor, counted: Tensor | None) -> tuple[Tensor, Kept]:
         at = t.unsqueeze(-1)
@@ -31,19 +36,17 @@ def softmax_rows(formula: Callable[..., Tensor], row: Row, s: Tensor, t: Tensor,
         loss, slope = row(rest / total, own / total, lambda: cross_entropy(s, at, x, own, rest))
         factor = slope / total
         x.scatter_(-1, at, rest.neg_().unsqueeze(-1))
-        if counted is not None:
-            ignored = ~counted
-            x.masked_fill_(ignored.unsqueeze(-1), 0)
-            loss.masked_fill_(ignored, 0)
-            factor.masked_fill_(ignored, 0)
+        clear(counted, x, loss, factor)
         return loss, (x, factor, counted)
 
     if s.shape[-1] == 1:  # no other class
         return formula(s, t, counted)
+    if compiled(s):
+        return one_step(step, s, left_out(t, counted), counted=counted)
     return fused(formula, value, weighed, s, t, counted)
 
 
-def exponentials(s: Tensor, at: Tensor, k: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
+def exponentials(s: Tensor, at: Tensor, k: float = 1.0) -> tuple[Tensor, Tensor | float, Tensor]:
     """e^(k s_i) with 0 at the target, the target's own, and the sum of the others, each row in a unit of its own.
 
     The unit is the target's, so a common offset costs no digits. Where the others come out too large for it, their sum
@@ -56,11 +59,13 @@ def exponentials(s: Tensor, at: Tensor, k: float = 1.0) -> tuple[Tensor, Tensor,
         return x.scatter_(-1, at, 0), own, x.sum(-1)
     x = d.mul_(k * LOG2_E).exp2_().scatter_(-1, at, 0)  # on a CPU three times as fast as exp
     rest = x.sum(-1)
-    return x, s.new_ones(()), rest.masked_fill_(rest > FAR, math.nan)
+    return x, 1.0, rest.masked_fill_(rest > FAR, math.nan)
 
 
-def cross_entropy(s: Tensor, at: Tensor, x: Tensor, own: Tensor, rest: Tensor) -> Tensor:
+def cross_entropy(s: Tensor, at: Tensor, x: Tensor, own: Tensor | float, rest: Tensor) -> Tensor:
     """-log p_t = log(1 + rest / own), of what ``exponentials`` or a softmax gives."""
+    if isinstance(own, float):
+        return torch.log1p(rest)
     ce = (rest / own).log1p_()
     if readable(own) and own.numel() > 0 and own.amin().item() > 1e-30:
         return ce
