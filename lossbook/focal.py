@@ -13,7 +13,8 @@ target carries no gradient.
 
 A score beyond 1e30, infinite or not, counts as 1e30: on the right side loss and gradient are 0, on the wrong side the
 loss is huge but finite and the gradient is its limit. NaN in what counts gives NaN. Second derivatives, ``torch.func``
-and ``torch.compile`` run the function called ``formula`` in each loss; plain training runs the same in fewer passes.
+and mostly ``torch.compile`` run the function called ``formula`` in each loss; plain training runs the same in fewer
+passes.
 """
 
 from __future__ import annotations

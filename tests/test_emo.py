@@ -1376,3 +1376,11 @@ def test_nan_that_arrives_at_an_ignored_row_reaches_no_weight(loss, dtype) -> No
     n = torch.tensor([1.0, 0.0, 1.0])
     torch.where(n > 0, rows / n, 0).sum().backward()
     assert all(x.grad.isfinite().all() for x in (h, w, b))
+
+
+def test_what_counts_as_rounding_ends_at_four_roundings_a_feature() -> None:
+    below, above = 10 * 2.0**-24, 12 * 2.0**-24  # costs beside 4 eps sqrt(2) = 11.3 * 2^-24
+    e = torch.tensor([[1.0, 0.0], [1 - below, math.sqrt(2 * below)], [1 - above, math.sqrt(2 * above)]])
+    assert costs(torch.tensor([0]), e)[0].tolist() == [0, 0, above]
+    s = torch.tensor([[-200.0, 0.0, -200.0], [-200.0, -200.0, 0.0]])
+    assert emo_loss(s, torch.tensor([0, 0]), e, reduction="none").tolist() == [0, above]

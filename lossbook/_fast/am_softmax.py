@@ -16,7 +16,7 @@ from lossbook._common import ABSENT, if_counted
 from lossbook._fast._function import LOG2_E, Kept, clear, fused
 from lossbook._fast.softmax import weighed
 from lossbook._margins import AdditiveAngularMargin, AdditiveCosineMargin, Less, Psi
-from lossbook._torch import compiling, full_precision, plain, readable
+from lossbook._torch import compiling, full_precision, known_true, plain, readable
 
 Formula = Callable[..., Tensor]
 Margin = Callable[[Tensor], "tuple[Tensor, Tensor | None]"]
@@ -24,6 +24,8 @@ Margin = Callable[[Tensor], "tuple[Tensor, Tensor | None]"]
 _UNSHIFTED = 64.0
 # the chunks that torch.compile unrolls, unless a size is asked for
 _UNROLLED = 16
+# scores that cost no memory
+_FEW = 2**16
 
 
 def wide(scale: float | Tensor) -> bool:
@@ -56,7 +58,7 @@ def margin_rows(
 
 def few(z: Tensor, weight: Tensor) -> bool:
     """Whether a linear layer's scores and vectors are so small that to hold them costs no memory and saves time."""
-    return readable(z, weight) and len(weight) * max(z.shape[:-1].numel(), z.shape[-1]) <= 2**16
+    return readable(z, weight) and len(weight) * max(z.shape[:-1].numel(), z.shape[-1]) <= _FEW
 
 
 def value_and_slope(psi: Psi, cosine: Tensor, t: Tensor) -> Margin | None:
@@ -130,7 +132,8 @@ def linear_rest(
     """``formula(z, weight, t, size)``, ``(R, 2)``, for ``z`` ``(R, D)``; ``size`` classes are held at a time."""
     classes, length = weight.shape
     if not plain(z, weight, t):
-        return formula(z, weight, t, (size or -(-classes // _UNROLLED)) if compiling() else None)
+        at_once = not compiling() or known_true(z.shape[0] * classes <= _FEW)
+        return formula(z, weight, t, None if at_once else size or -(-classes // _UNROLLED))
     # 16 MB lie in a CPU's last cache, 64 MB keep an accelerator busy; less, and the threads wait for each other
     numbers = 2**22 if z.device.type == "cpu" else 2**24
     size = size or max(numbers // (len(z) + length), 128)
