@@ -1,9 +1,9 @@
-"""What AM-softmax over several ranks costs, and what sampled classes lose: ``python -m benchmarks.distributed``.
+"""What classes on several ranks cost, and what sampled ones lose: ``python -m benchmarks.distributed``.
 
 Each point of the first part is a group of gloo ranks on this machine, one thread each, that share the class vectors.
-Measured is a forward and backward pass of ``sharded_am_softmax_loss``: the wall time and the CPU time of a rank
-(medians over rounds behind a barrier), the peak of memory beyond the arguments, gradients included, and the bytes of
-the tensors that a rank gave to collectives. Where there are more ranks than cores the wall time grows by the waits, the
+Measured is a forward and backward pass of ``sharded_am_softmax_loss`` (at some points of ``sharded_linear_emo_loss``):
+the wall time and the CPU time of a rank (medians over rounds behind a barrier), the peak of memory beyond the
+arguments, gradients included, and the bytes of the tensors that a rank gave to collectives. Where there are more ranks than cores the wall time grows by the waits, the
 CPU time does not.
 
 The second part trains the model of ``examples/sharded_am_softmax.py`` on one rank with a share of the classes in each
@@ -33,7 +33,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tqdm import tqdm
 
 from benchmarks.harness import ROOT, peak_bytes
-from lossbook.distributed import sharded_am_softmax_loss
+from lossbook.distributed import sharded_am_softmax_loss, sharded_linear_emo_loss
 from tools.provenance import commit, machine, versions
 
 METHOD = " ".join((__doc__ or "").split("\n\n")[1].split())
@@ -42,6 +42,9 @@ POINTS: list[Point] = [
     (64, 64, classes, ranks, None) for classes in (10_000, 100_000, 1_000_000) for ranks in (1, 2, 4)
 ]
 POINTS += [(256, 64, 100_000, 2, None), (64, 256, 100_000, 2, None), (64, 64, 1_000_000, 2, 0.1)]
+# an output layer over a vocabulary
+LINEAR_EMO: list[Point] = [(512, 128, 64_000, ranks, None) for ranks in (1, 2, 4)]
+CHUNK, VECTOR = 128, 64  # rows of scores that are held, length of a word vector
 SHARES, SEEDS = (1.0, 0.3, 0.1, 0.04), (0, 1, 2, 3, 4)
 GROUPS, STEPS, BATCH = 1000, 800, 32
 TINY: list[Point] = [(4, 3, 50, 1, None), (4, 3, 50, 2, 0.5)]
@@ -68,26 +71,31 @@ def join(rank: int, ranks: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=ranks)
 
 
-def cost(rank: int, folder: str, points: list[Point], seconds: float) -> None:
+def cost(rank: int, folder: str, points: list[Point], linear_emo: bool, seconds: float) -> None:
     """One of the ranks of some points; the first writes what it found."""
     join(rank, points[0][3], folder)
     bar = tqdm(points, disable=rank > 0, desc=f"{points[0][3]} ranks")
-    found = [cost_of(rank, point, seconds) for point in bar]
+    found = [cost_of(rank, point, linear_emo, seconds) for point in bar]
     if rank == 0:
         Path(folder, "found.json").write_text(json.dumps(found), encoding="utf-8")
     dist.destroy_process_group()
 
 
-def cost_of(rank: int, point: Point, seconds: float) -> dict[str, Any]:
+def cost_of(rank: int, point: Point, linear_emo: bool, seconds: float) -> dict[str, Any]:
     """What a point costs this rank."""
     rows, width, classes, ranks, share = point
     g = torch.Generator().manual_seed(0)
     z, t = torch.randn(rows, width, generator=g).requires_grad_(), torch.randint(classes, (rows,), generator=g)
     weight = torch.randn((rank + 1) * classes // ranks - rank * classes // ranks, width).requires_grad_()
+    vectors = torch.randn(len(weight), VECTOR) if linear_emo else None
 
     def run() -> None:
         z.grad = weight.grad = None
-        sharded_am_softmax_loss(z, weight, t, sample=share).backward()  # type: ignore[no-untyped-call]
+        if vectors is None:
+            loss = sharded_am_softmax_loss(z, weight, t, sample=share)
+        else:
+            loss = sharded_linear_emo_loss(z, weight, t, vectors, chunk_size=CHUNK)
+        loss.backward()  # type: ignore[no-untyped-call]
 
     run()
     with Sent() as sent:
@@ -156,12 +164,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=2.0, help="for the rounds of a point (2)")
     options = parser.parse_args(argv)
     os.environ["OMP_NUM_THREADS"] = "1"
-    points = TINY if options.tiny else POINTS
     study: tuple[Any, ...] = (8, 5, (1.0, 0.5), (0, 1)) if options.tiny else (GROUPS, STEPS, SHARES, SEEDS)
     seconds = 0.0 if options.tiny else options.seconds
-    costs = []
-    for ranks in sorted({point[3] for point in points}):
-        costs += found_by(cost, ranks, [point for point in points if point[3] == ranks], seconds)
+
+    def costs(points: list[Point], linear_emo: bool) -> list[Any]:
+        found = []
+        for ranks in sorted({point[3] for point in points}):
+            found += found_by(cost, ranks, [point for point in points if point[3] == ranks], linear_emo, seconds)
+        return found
+
     record = {
         "slug": "distributed",
         "tiny": options.tiny,
@@ -170,7 +181,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         "machine": machine(torch.device("cpu")) | {"cores": os.cpu_count(), "threads": 1},
         "versions": versions(),
         "method": METHOD,
-        "costs": costs,
+        "costs": costs(TINY if options.tiny else POINTS, False),
+        "linear_emo": {
+            **{"chunk_size": CHUNK, "vector": VECTOR},
+            "costs": costs(TINY[:1] if options.tiny else LINEAR_EMO, True),
+        },
         "sampling": {
             **dict(zip(("groups", "steps"), study, strict=False)),
             "batch": BATCH,

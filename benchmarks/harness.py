@@ -99,7 +99,7 @@ GOALS = {
 REASONS = {
     "small eager": "so few scores leave operator calls; checks and exactness need more of them than the plain lines",
     "small memory": "results of a row are as large as so few scores",
-    "compiled": "the formula that is exact in every derivative has more operations than the plain one",
+    "compiled": "a formula that is exact in every derivative has more operations, and one operator joins no neighbours",
     "plain compiled": "the compiler joins passes that eager operators make one by one",
     "busy": "what the system takes from a thread is the same for both and weighs more in the shorter time",
 }

@@ -144,6 +144,11 @@ def test_ranks_and_samples_are_measured(tmp_path: Path) -> None:
             assert row["cpu_seconds"] > 0
             assert row["peak_bytes"] >= row["weight_bytes"]  # of the gradient
             assert row["sent_bytes"] == {"allgather": 1048, "allreduce": 4 * row["rows"] * (row["width"] + 3)}
+        linear = record["linear_emo"]
+        assert len(linear["costs"]) == (1 if record["tiny"] else len(distributed.LINEAR_EMO))
+        for row in linear["costs"]:  # a word vector and six numbers, back the gradient of the hidden states
+            numbers = row["width"] + linear["vector"] + 6
+            assert row["sent_bytes"] == {"allgather": 1048, "allreduce": 4 * row["rows"] * numbers}
         runs = record["sampling"]["runs"]
         assert all(sum(run["share"] == share for run in runs) == seeds for share in {run["share"] for run in runs})
         assert all(0 <= run["accuracy"] <= 1 for run in runs)

@@ -132,7 +132,7 @@ def modules(root: Path = ROOT) -> tuple[str, ...]:
 def judges(module: str, root: Path = ROOT) -> list[str]:
     """The tests that judge a module, its own examples among them; those of every loss for what all share."""
     slug = module.removeprefix("_fast/")
-    slugs = (slug,) if slug in SLUGS else SLUGS
+    slugs = (slug,) if slug in SLUGS else (slug.strip("_"), *SLUGS)
     names = [f"tests/test_{name}.py" for name in ("interface", "exact", "common", *slugs)]
     return [name for name in (*names, *(f"lossbook/{slug}.py" for slug in slugs)) if (root / name).exists()]
 
