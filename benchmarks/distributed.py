@@ -3,8 +3,8 @@
 Each point of the first part is a group of gloo ranks on this machine, one thread each, that share the class vectors.
 Measured is a forward and backward pass of ``sharded_am_softmax_loss`` (at some points of ``sharded_linear_emo_loss``):
 the wall time and the CPU time of a rank (medians over rounds behind a barrier), the peak of memory beyond the
-arguments, gradients included, and the bytes of the tensors that a rank gave to collectives. Where there are more ranks than cores the wall time grows by the waits, the
-CPU time does not.
+arguments, gradients included, and the bytes of the tensors that a rank gave to collectives. Where there are more ranks
+than cores the wall time grows by the waits, the CPU time does not.
 
 The second part trains the model of ``examples/sharded_am_softmax.py`` on one rank with a share of the classes in each
 step, and asks for the search accuracy on new sentences.
