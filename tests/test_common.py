@@ -289,6 +289,23 @@ def test_nan_that_arrives_at_a_row_left_out_goes_no_further(call: Call) -> None:
 
 
 @every_loss
+@pytest.mark.parametrize("rows", [0, 1])
+def test_the_mean_is_that_of_the_rows_that_count(call: Call, rows: int) -> None:
+    at = 2 if call.name.startswith("linear") else 1
+    tensors, options = list(call.tensors), {}
+    if call.takes("mask"):
+        options["mask"] = (torch.arange(4) < rows).unsqueeze(-1).expand(4, 6)
+    elif call.takes("ignore_index") and not tensors[at].is_floating_point():
+        tensors[at] = tensors[at].masked_fill(torch.arange(4) >= rows, -100)
+    else:
+        pytest.skip("no row is left out")
+    one_by_one = call(*tensors, reduction="none", **options)
+    of_rows = one_by_one.dim() == 1
+    wanted = one_by_one.sum() / (1 if of_rows or not rows else 6)
+    torch.testing.assert_close(call(*tensors, **options), wanted)
+
+
+@every_loss
 def test_a_target_changed_in_place_is_noticed(call: Call) -> None:
     """Before a gradient that is differentiated again: an error, or the gradient by the target as it was."""
     at = 2 if call.name.startswith("linear") else 1

@@ -255,6 +255,9 @@ def edges(rank: int, size: int) -> dict[str, Any]:
         ours, _, mine, _ = both(name, p)
         value = ours()
         found[f"{name} ignored"] = [float(value), *(float(g.abs().sum()) for g in torch.autograd.grad(value, mine))]
+        p.t[1, 1] = 3
+        ours, theirs, *_ = both(name, p)
+        found[f"{name} one row"] = apart(ours().detach(), theirs().detach())
     p = Problem(rank, cut, torch.float32)
     s, z, w, e = p.column(p.s), p.z, p.row(p.w), p.row(p.e)
     t = torch.zeros(0, 3, dtype=torch.long)
@@ -326,6 +329,7 @@ def test_edges(group: Ranks) -> None:
     for found in group(edges, group.size):
         for name in IGNORED:
             assert not any(found[f"{name} ignored"])
+            assert found[f"{name} one row"] <= 1e-6
         assert found["no rows"] == [0] * 6
         assert found["sampled"][0] > 0
         assert found["sampled"][1]

@@ -705,6 +705,15 @@ def test_ignored_rows_are_left_out(
     assert (gradients(direct.sum(), [s])[0][~counted] == 0).all()
 
 
+@pytest.mark.parametrize(("plain", "linear"), PAIRS)
+def test_one_row_that_counts_is_the_mean(plain: Callable[..., Tensor], linear: Callable[..., Tensor]) -> None:
+    hidden, weight, _, embedding, index, _ = words()
+    index[1:] = -100
+    wanted = plain(F.linear(hidden[:1], weight), index[:1], embedding)
+    close(linear(hidden, weight, index, embedding), wanted)
+    close(plain(F.linear(hidden, weight), index, embedding), wanted)
+
+
 @pytest.mark.parametrize("rows", [0, 4])
 @pytest.mark.parametrize("soft", [False, True], ids=["index", "soft"])
 @pytest.mark.parametrize("reduction", REDUCTIONS)
