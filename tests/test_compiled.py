@@ -143,6 +143,18 @@ def test_any_number_of_rows_takes_one_graph(name: str) -> None:
     assert counter.frame_count <= 2
 
 
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "soft_accuracy_loss" and "emo" not in name])
+def test_a_schedule_of_an_option_takes_one_graph(name: str) -> None:
+    loss, counter = getattr(lossbook, name), CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(loss, fullgraph=True, backend=counter)
+    s, others, options = made(name)
+    scheduled = next(option for option in options if option != "mask")
+    for step in range(5):
+        options[scheduled] = 0.4 + 0.1 * step
+        close(compiled(s, *others, **options), loss(s, *others, **options))
+    assert counter.frame_count <= 2
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_the_operator_keeps_torchs_rules(name: str) -> None:
     s, (target, *embedding), options = made(name, 4, torch.float64)
@@ -150,7 +162,13 @@ def test_the_operator_keeps_torchs_rules(name: str) -> None:
     rows = name not in ("soft_truncated_bce", "asymmetric_loss")
     if mask is not None and not rows:  # there the score of a label left out is far below
         s, mask = s.masked_fill(~mask, -20), None
-    given = (s.requires_grad_(), target, embedding[0] if embedding else None, mask, list(options.values()))
+    given = (
+        s.requires_grad_(),
+        target,
+        embedding[0] if embedding else None,
+        mask,
+        torch.tensor(list(options.values())).double(),
+    )
     call = " ".join((name, *options))
     torch.library.opcheck(torch.ops.lossbook.one_step.default, (call, *given, rows, True))
 

@@ -1393,3 +1393,10 @@ def test_what_counts_as_rounding_ends_at_four_roundings_a_feature() -> None:
     assert costs(torch.tensor([0]), e)[0].tolist() == [0, 0, above]
     s = torch.tensor([[-200.0, 0.0, -200.0], [-200.0, -200.0, 0.0]])
     assert emo_loss(s, torch.tensor([0, 0]), e, reduction="none").tolist() == [0, above]
+
+
+def test_cross_entropy_keeps_its_digits_where_the_probability_of_the_target_loses_them() -> None:
+    lead = torch.arange(60.0, 130.0)  # e^-103 is the last number of float32, with one bit
+    s = torch.stack((torch.zeros_like(lead), -lead), -1)
+    value = emo_ce_loss(s, torch.ones(len(lead), dtype=torch.long), torch.eye(2), reduction="none")
+    torch.testing.assert_close(value, lead, rtol=2e-7, atol=0)

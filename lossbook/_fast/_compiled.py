@@ -5,7 +5,6 @@ On a CPU its own code for a formula takes up to ten times as long as the fast ro
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from lossbook._torch import batched, can_record, compiling, exporting, known_tru
 
 _LIBRARY = torch.library.Library("lossbook", "FRAGMENT")  # type: ignore[no-untyped-call]
 _LIBRARY.define(  # type: ignore[no-untyped-call]
-    "one_step(str call, Tensor s, Tensor target, Tensor? embedding, Tensor? mask, float[] options, bool rows, "
+    "one_step(str call, Tensor s, Tensor target, Tensor? embedding, Tensor? mask, Tensor options, bool rows, "
     "bool wanted) -> (Tensor, Tensor)"
 )
 _CAN_RECORD = can_record()
@@ -45,7 +44,10 @@ def one_step(
 ) -> Tensor:
     """The unreduced loss, of rows or of every score, 0 where ``counted`` is False."""
     wanted, (name, options) = torch.is_grad_enabled() and s.requires_grad, step
-    call, numbers = " ".join((name, *options)), list(options.values())
+    # a number that varies from call to call would be compiled anew each time, a product with it is not
+    one = torch.ones(len(options), dtype=torch.float64, device=s.device)
+    numbers = torch.stack([x * number for x, number in zip(one.unbind(), options.values(), strict=True)] or [one.sum()])
+    call = " ".join((name, *options))
     found: Tensor = torch.ops.lossbook.one_step(call, s, target, embedding, mask, numbers, rows, wanted)[0]
     return if_counted(found, counted)
 
@@ -56,12 +58,12 @@ def left_out(t: Tensor, counted: Tensor | None) -> Tensor:
 
 
 def _eager(
-    call: str, s: Tensor, target: Tensor, embedding: Tensor | None, mask: Tensor | None, options: Sequence[float]
+    call: str, s: Tensor, target: Tensor, embedding: Tensor | None, mask: Tensor | None, options: Tensor
 ) -> Tensor:
     import lossbook
 
     name, *names = call.split()
-    given: dict[str, Any] = dict(zip(names, options, strict=True))
+    given: dict[str, Any] = dict(zip(names, options.tolist(), strict=False))
     given |= {n: x for n, x in (("embedding", embedding), ("mask", mask)) if x is not None}
     loss: Tensor = getattr(lossbook, name)(s, target, reduction="none", **given)
     return loss
@@ -88,17 +90,17 @@ def _shapes(call: str, s: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.set_materialize_grads(False)
-    ctx.call, *tensors, ctx.options, ctx.rows, _ = inputs
+    ctx.call, *tensors, ctx.rows, _ = inputs
     ctx.save_for_backward(output[1], *tensors)
 
 
 def _backward(ctx: Any, g: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
-    slope, s, target, embedding, mask = ctx.saved_tensors
+    slope, s, *others = ctx.saved_tensors
     if g is None:
         grad = None
     elif torch.is_grad_enabled() or batched(g):
         with torch.enable_grad():
-            loss = _eager(ctx.call, s, target, embedding, mask, ctx.options)
+            loss = _eager(ctx.call, s, *others)
         (grad,) = torch.autograd.grad(loss, s, g, create_graph=torch.is_grad_enabled())
     else:
         grad = slope * (g.unsqueeze(-1) if ctx.rows else g)
