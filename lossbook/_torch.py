@@ -7,11 +7,12 @@ that may not be looked at are not looked at.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 
 
 def _find(path: str, missing: Callable[..., Any]) -> Callable[..., Any]:
@@ -110,10 +111,14 @@ def can_record() -> bool:
     return _excluded is not None and _autograd is not None
 
 
-def recording() -> contextlib.AbstractContextManager[Any]:
-    """Records a graph inside an operator of ours, where torch has switched that off."""
-    guard: contextlib.AbstractContextManager[Any] = _excluded(_autograd, False)  # type: ignore[misc]
-    return guard
+@contextlib.contextmanager
+def recording() -> Iterator[None]:
+    """Records a graph inside an operator of ours, where torch has switched that off.
+
+    What it saves does not pass the caller's hooks: a checkpoint would compute its body once more for it.
+    """
+    with _excluded(_autograd, False), saved_tensors_hooks(lambda x: x, lambda x: x):  # type: ignore[misc]
+        yield
 
 
 def last_backward() -> bool:
@@ -125,6 +130,28 @@ def standard_gamma(concentration: Tensor, generator: torch.Generator | None) -> 
     """Draws of Gamma(concentration, 1)."""
     drawn: Tensor = _gamma(concentration, generator=generator)
     return drawn
+
+
+def operator(
+    schema: str,
+    run: Callable[..., Any],
+    shapes: Callable[..., Any],
+    setup: Callable[..., None],
+    backward: Callable[..., Any],
+) -> None:
+    """Defines ``torch.ops.lossbook.<name>`` once a process: a second import of the package keeps the first one's.
+
+    ``shapes`` is ``run`` without values, ``setup`` keeps what ``backward`` needs.
+    """
+    name = schema.partition("(")[0]
+    libraries = vars(torch.ops).setdefault("_of_lossbook", {})
+    if name in libraries:
+        return
+    libraries[name] = library = torch.library.Library("lossbook", "FRAGMENT")  # type: ignore[no-untyped-call]
+    library.define(schema)  # type: ignore[no-untyped-call]
+    library.impl(name, run, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
+    torch.library.register_fake(f"lossbook::{name}", shapes, lib=library)
+    torch.library.register_autograd(f"lossbook::{name}", backward, setup_context=setup, lib=library)
 
 
 def full_precision(device: torch.device) -> contextlib.AbstractContextManager[Any]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch.utils.checkpoint import checkpoint
 
 import lossbook
 from lossbook._fast import _compiled
@@ -216,6 +219,50 @@ def test_nan_that_arrives_at_a_row_left_out_goes_no_further(name: str) -> None:
     assert bool((loss[1] == 0).all())
     assert bool((s.grad[1] == 0).all())
     assert bool(s.grad[2:].isfinite().all())
+
+
+def test_a_checkpoint_computes_its_body_once_more_and_no_more() -> None:
+    s, (t,), options = made("softmax_focal_loss")
+    runs = []
+
+    def body(s: Tensor) -> Tensor:
+        runs.append(1)
+        return compiled(2 * s, t, **options)
+
+    compiled = torch.compile(lossbook.softmax_focal_loss, fullgraph=True, backend="aot_eager")
+    s.requires_grad_()
+    loss = checkpoint(body, s, use_reentrant=False)
+    assert len(runs) == 1
+    loss.backward()
+    assert len(runs) == 2
+    first, s.grad = s.grad, None
+    inside = torch.compile(
+        lambda s: checkpoint(lambda s: lossbook.softmax_focal_loss(2 * s, t, **options), s, use_reentrant=False),
+        backend="eager",
+    )
+    inside(s).backward()
+    close(s.grad, first)
+
+
+def test_the_default_device_is_not_asked() -> None:
+    s, (t,), options = made("softmax_focal_loss")
+    compiled = torch.compile(lossbook.softmax_focal_loss, fullgraph=True, backend="aot_eager")
+    with torch.device("meta"):
+        close(compiled(s, t, **options), lossbook.softmax_focal_loss(s, t, **options))
+
+
+def test_the_package_can_be_imported_anew() -> None:
+    code = """
+import sys, torch, lossbook, lossbook.emo, lossbook.focal
+for name in [name for name in sys.modules if name.startswith("lossbook")]:
+    del sys.modules[name]
+import lossbook
+s, t = torch.randn(400, 100), torch.arange(400) % 100
+compiled = torch.compile(lossbook.softmax_focal_loss, backend="aot_eager")
+print(float(compiled(s, t) - lossbook.softmax_focal_loss(s, t)), lossbook.linear_emo_loss.__name__)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["0.0", "linear_emo_loss"]
 
 
 def test_an_index_out_of_range_is_the_error_of_the_loss() -> None:

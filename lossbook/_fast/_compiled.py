@@ -11,13 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from lossbook._common import if_counted
-from lossbook._torch import batched, can_record, compiling, exporting, known_true, recording, transformed
+from lossbook._torch import batched, can_record, compiling, exporting, known_true, operator, recording, transformed
 
-_LIBRARY = torch.library.Library("lossbook", "FRAGMENT")  # type: ignore[no-untyped-call]
-_LIBRARY.define(  # type: ignore[no-untyped-call]
-    "one_step(str call, Tensor s, Tensor target, Tensor? embedding, Tensor? mask, Tensor options, bool rows, "
-    "bool wanted) -> (Tensor, Tensor)"
-)
 _CAN_RECORD = can_record()
 # the name of a loss and its options
 Step = tuple[str, dict[str, float]]
@@ -69,7 +64,6 @@ def _eager(
     return loss
 
 
-@torch.library.impl(_LIBRARY, "one_step", "CompositeExplicitAutograd")
 def _run(call: str, s: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     """The losses and the gradient of their sum."""
     *given, _, wanted = rest
@@ -82,7 +76,6 @@ def _run(call: str, s: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     return loss.detach().contiguous(), slope.contiguous()
 
 
-@torch.library.register_fake("lossbook::one_step")  # type: ignore[untyped-decorator, unused-ignore]
 def _shapes(call: str, s: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     rows, wanted = rest[-2:]
     return s.new_empty(s.shape[:-1] if rows else s.shape), s.new_empty(s.shape if wanted else (0,))
@@ -107,4 +100,11 @@ def _backward(ctx: Any, g: Tensor | None, _: Tensor | None) -> tuple[Tensor | No
     return None, grad, *[None] * 6
 
 
-torch.library.register_autograd("lossbook::one_step", _backward, setup_context=_setup, lib=_LIBRARY)
+operator(
+    "one_step(str call, Tensor s, Tensor target, Tensor? embedding, Tensor? mask, Tensor options, bool rows, "
+    "bool wanted) -> (Tensor, Tensor)",
+    _run,
+    _shapes,
+    _setup,
+    _backward,
+)

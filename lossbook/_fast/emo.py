@@ -21,7 +21,7 @@ from lossbook._fast._compiled import Step, compiled, left_out, one_step
 from lossbook._fast._function import Formula, Kept, fused, scaled
 from lossbook._fast._threads import each, slices
 from lossbook._fast.softmax import cross_entropy
-from lossbook._torch import batched, compiling, full_precision, last_backward, plain, readable, transformed
+from lossbook._torch import batched, compiling, full_precision, last_backward, operator, plain, readable, transformed
 
 # numbers worked on at once: a block that stays in the cache, room beside one chunk's scores, and the scores of a linear
 # layer that are held whatever the size of a chunk
@@ -174,13 +174,6 @@ def _tiles(embedding: Tensor, dtype: torch.dtype) -> Iterator[Tensor]:
 # ---------------------------------------------------------------------------------------------------- the linear layer
 # An operator of torch's, so that torch.compile and torch.export take it as one step for any number of rows.
 
-_LIBRARY = torch.library.Library("lossbook", "FRAGMENT")  # type: ignore[no-untyped-call]
-_LIBRARY.define(  # type: ignore[no-untyped-call]
-    "linear_emo(Tensor hidden, Tensor weight, Tensor? bias, Tensor target, Tensor counted, Tensor embedding, "
-    "Tensor? upstream, bool[] wanted, bool rows, bool with_ce, float scale, float? softcap, int chunk_size, bool wide, "
-    "ScalarType dtype) -> (Tensor, Tensor, Tensor, Tensor)"
-)
-
 
 def linear_emo(
     hidden: Tensor,
@@ -269,7 +262,6 @@ def room_of(hidden: Tensor, weight: Tensor, wanted: Sequence[bool], rows: bool, 
     return (hidden.new_zeros(hidden.shape[:1] if rows else (), dtype=high), grads[0], grads[1], grads[2])
 
 
-@torch.library.impl(_LIBRARY, "linear_emo", "CompositeExplicitAutograd")
 def _run(
     hidden: Tensor,
     weight: Tensor,
@@ -380,7 +372,6 @@ def _add_product(total: Tensor, g: Tensor, h: Tensor) -> None:
         total[i : i + size].add_(g[:, i : i + size].to(dtype).t() @ h)
 
 
-@torch.library.register_fake("lossbook::linear_emo")  # type: ignore[untyped-decorator, unused-ignore]
 def _shapes(hidden: Tensor, weight: Tensor, *rest: Any) -> Out:
     wanted, rows, wide = rest[5], rest[6], rest[11]
     return room_of(hidden, weight, wanted, rows, wide)
@@ -417,4 +408,12 @@ def _backward(ctx: Any, g: Tensor | None, *_: Tensor | None) -> tuple[Tensor | N
     return (*(x.to(y.dtype) if n else None for x, y, n in zip(grads, layer, need)), *[None] * 12)  # noqa: B905
 
 
-torch.library.register_autograd("lossbook::linear_emo", _backward, setup_context=_setup, lib=_LIBRARY)
+operator(
+    "linear_emo(Tensor hidden, Tensor weight, Tensor? bias, Tensor target, Tensor counted, Tensor embedding, "
+    "Tensor? upstream, bool[] wanted, bool rows, bool with_ce, float scale, float? softcap, int chunk_size, bool wide, "
+    "ScalarType dtype) -> (Tensor, Tensor, Tensor, Tensor)",
+    _run,
+    _shapes,
+    _setup,
+    _backward,
+)
