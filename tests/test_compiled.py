@@ -148,6 +148,8 @@ def test_any_number_of_rows_takes_one_graph(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "soft_accuracy_loss" and "emo" not in name])
 def test_a_schedule_of_an_option_takes_one_graph(name: str) -> None:
+    if name.startswith("soft_truncated") and torch.__version__ < "2.12":
+        pytest.skip("torch 2.11 compiles the smaller of two numbers anew for each")
     loss, counter = getattr(lossbook, name), CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(loss, fullgraph=True, backend=counter)
     s, others, options = made(name)

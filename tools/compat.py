@@ -31,7 +31,7 @@ from tools.provenance import bare, commit
 
 RECORD = Path("data/results/compat.json")
 ENVIRONMENTS = ROOT / ".compat"
-COMMON = ("interface", "common", "exact", "memory")
+COMMON = ("interface", "common", "exact", "memory", "compiled")
 MODULES = (*SLUGS, "spans", "distributed")
 TESTS = (*(f"tests/test_{name}.py" for name in (*COMMON, *MODULES)), *(f"lossbook/{name}.py" for name in MODULES))
 # What torch needs to load, and the tests beside it.
