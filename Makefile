@@ -63,7 +63,7 @@ unit: $(PEERS) ## unit tests and the examples in docstrings, on all cores
 notebooks: $(READY) ## run the chapters again and compare their outputs with the stored ones
 	TQDM_DISABLE=1 $(BIN)/python -m pytest -q --nbval --nbval-current-env --nbval-cell-timeout=600 -p no:cacheprovider chapters
 
-LOSSES := multilabel_softmax soft_labels focal am_softmax accuracy emo spans common metrics
+LOSSES := multilabel_softmax soft_labels focal am_softmax accuracy emo spans common compiled metrics
 # On whatever Python and torch PYTHON has: CI runs it on other systems and versions, where the lock does not fit.
 losses: ## unit tests of the losses with $(PYTHON), into which it installs what they need
 	$(PYTHON) -m pip install --quiet ".[losses]"
