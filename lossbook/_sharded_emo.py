@@ -51,8 +51,10 @@ def sharded_emo_loss(
 
         L = \sum_i p_i\, c_{it}, \qquad p = \operatorname{softmax}(s), \qquad c_{it} = 1 - \cos(e_i, e_t)
 
-    All-reduces: the wanted words' vectors (D numbers a row), maxima (one), the cost of the most probable word (two),
-    sums (three); none in the backward pass.
+    All-reduces: the wanted words' vectors (D numbers a row); the largest score of the other words (one); the cost of
+    the word that has it, and how many share it (two), from which costs are measured, since those of a sure row would
+    cancel; and sums of exponentials, of these times costs, and the wanted word's score (three). None in the backward
+    pass.
 
     Args:
         input: this rank's columns of the scores, ``(..., C_r)``, or a DTensor ``(..., C)`` sharded along the last one.
@@ -145,11 +147,12 @@ def sharded_linear_emo_loss(
 
         \max\bigl(g\, C_r H + (b + 8)\, n\, C_r + 256\, C_r + 8\, n D,\; (g + w)\, C_r H\bigr) \text{ bytes},
 
-    with the letters of the unsharded loss, and :math:`b + 4` for :math:`b + 8` in float32, where the scores themselves
-    are worked on. A softcap takes :math:`4\, n\, C_r` more, word vectors of another dtype than the loss up to 16 MiB,
-    a weight of another dtype than the scores a copy of :math:`b\, C_r H`. A smaller ``chunk_size`` takes less memory
-    and more collectives, of the same numbers in all. In a second differentiation (``create_graph=True``) a rank holds
-    the scores of all rows by its words.
+    with :math:`n` rows in a chunk, :math:`b` bytes a score, :math:`w` a weight and :math:`g` a number of the weight's
+    gradient as it adds up. In float32 :math:`b + 4` stands for :math:`b + 8`, since the scores are overwritten. A
+    softcap takes :math:`4\, n\, C_r` more, word vectors of another dtype than the loss up to 16 MiB, a weight of
+    another dtype than the scores a copy of :math:`b\, C_r H`. A smaller ``chunk_size`` takes less memory and more
+    collectives, of the same numbers in all. In a second differentiation (``create_graph=True``) a rank holds the scores
+    of all rows by its words.
 
     Args:
         hidden: hidden states :math:`h`, shape ``(..., H)``, the same on every rank.

@@ -4,7 +4,7 @@ Value and gradients are those of the unsharded losses. The shards lie in the ord
 empty. Every rank calls with the same rows, gets the same loss and calls ``backward()``. The gradient of its shard, and
 that of the rows, are then whole: nothing is left to average over these ranks. What a rank sends grows with the rows,
 never with the number of classes. ``sharded_am_softmax_loss`` and the two ``sharded_linear_emo`` losses take the layer
-instead of its scores, which they hold a chunk at a time: neither by class nor by row.
+instead of its scores, and hold those of one chunk of classes, or of one chunk of rows.
 
 A DTensor with ``Shard`` on its classes says which ranks belong together; for plain tensors ``group`` says it, without
 it the default group. Over a mesh's copies of the shards nothing is summed: average the gradients there, as DDP does.
@@ -14,7 +14,8 @@ argument that one rank refuses, or a class index that no shard holds is the same
 another. This takes a backend for CPU tensors, which ``init_process_group()`` makes beside NCCL. With NCCL alone nothing
 is compared, since to read the answers would be to wait for the device; nor are class indices on a device.
 
-A module of the same name wraps each function. Not for ``torch.compile`` and ``torch.func``.
+A module of the same name wraps each function. ``torch.compile`` breaks its graph at these losses and runs them eagerly.
+Not for ``torch.func``.
 """
 
 from __future__ import annotations
@@ -166,7 +167,7 @@ def sharded_am_softmax_loss(
 
         -\log \frac{e^{\gamma\,\psi(\theta_t)}}{e^{\gamma\,\psi(\theta_t)} + \sum_{i \ne t} e^{\gamma \cos\theta_i}}
 
-    Each rank takes its class vectors a chunk at a time, so that scores are held neither by class nor by row. One
+    Each rank takes its class vectors a chunk at a time, so that the scores of all its classes are never held. One
     all-reduce of maxima (a number a row), one of sums (two a row), and one of the embeddings' gradient.
 
     With ``sample`` each shard of :math:`C_r` classes keeps round(``sample`` :math:`C_r`) of them, and no fewer than

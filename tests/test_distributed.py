@@ -269,6 +269,9 @@ def edges(rank: int, size: int) -> dict[str, Any]:
         float(sharded.sharded_linear_emo_loss(z[:0], w, t, e)),
         float(sharded.sharded_linear_emo_ce_loss(z[:0], w, t, e)),
     ]
+    if size == 2:  # a compiler takes seconds to load
+        compiled = torch.compile(lambda s: sharded.sharded_emo_loss(s + 0, p.t, e), backend="eager")
+        found["compiled"] = apart(compiled(s).detach(), sharded.sharded_emo_loss(s, p.t, e).detach())
     uneven = Problem(rank, CUTS[size][1], torch.float32)  # with empty shards
     weight = uneven.row(uneven.w).clone().requires_grad_()
     value = sharded.sharded_am_softmax_loss(uneven.z, weight, uneven.t, sample=0.1)
@@ -331,6 +334,7 @@ def test_edges(group: Ranks) -> None:
             assert not any(found[f"{name} ignored"])
             assert found[f"{name} one row"] <= 1e-6
         assert found["no rows"] == [0] * 6
+        assert found.get("compiled", 0) == 0
         assert found["sampled"][0] > 0
         assert found["sampled"][1]
         assert found["many rows"] <= 1e-6
