@@ -760,7 +760,7 @@ def waits(rank: int) -> None:
 
 def test_ranks_that_wait_are_killed_and_reported() -> None:
     with ranks(2) as group, pytest.raises(pytest.fail.Exception, match=r"rank 0 of 2 waits in waits:(.|\n)*all_reduce"):
-        group(waits, seconds=6)
+        group(waits, seconds=10)
 
 
 def test_without_a_group_there_is_an_error() -> None:
